@@ -1,0 +1,38 @@
+"""Errors a person can act on: each names the value, the bound and the fix in one line."""
+
+from __future__ import annotations
+
+
+class WorkbenchError(Exception):
+    """Base of every error this project raises on purpose; the command line prints it as one line.
+
+    `exit_code` is what the process ends with: 2 for bad input, 3 for a missing outside part (asset, endpoint,
+    key, extra), 4 for a run that was stopped and can be resumed.
+    """
+
+    exit_code = 2
+
+
+class DataError(WorkbenchError):
+    """Input data breaks a rule; the message names file, line and value."""
+
+
+class UnknownNameError(WorkbenchError):
+    """A name is not in a registry; the message lists the nearest and all known names."""
+
+
+class UnavailableError(WorkbenchError):
+    """Something outside the process is missing: an asset, an endpoint, a key, an optional package."""
+
+    exit_code = 3
+
+
+class RunStoppedError(WorkbenchError):
+    """A run ended early with everything so far stored; the message says how to resume it."""
+
+    exit_code = 4
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> UnavailableError:
+    """The error for an optional dependency that is not installed."""
+    return UnavailableError(f"{purpose} needs the package {package!r}; install it with: pip install '.[{extra}]'")
