@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class WorkbenchError(Exception):
     """Base of every error this project raises on purpose; the command line prints it as one line.
@@ -36,3 +39,11 @@ class RunStoppedError(WorkbenchError):
 def missing_extra(package: str, extra: str, purpose: str) -> UnavailableError:
     """The error for an optional dependency that is not installed."""
     return UnavailableError(f"{purpose} needs the package {package!r}; install it with: pip install '.[{extra}]'")
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for a name that no registry holds: the nearest known name first, then all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UnknownNameError(f"unknown {what} {name!r}; {hint}known: {', '.join(names)}")

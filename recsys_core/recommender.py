@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -15,49 +14,17 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from recsys_core.data.dataset import Dataset, Floats, Ints, Jagged, Vocabulary
+from recsys_core.data.histories import Histories
 from recsys_core.errors import DataError
+from recsys_core.progress import Progress, silent
 
-Progress = Callable[[float, str], None]
-"""Called with the share done (0 .. 1) and a short text; raise from it to interrupt."""
+__all__ = ["Histories", "ModelConfig", "Progress", "Recommendations", "Recommender"]
 
 
 class ModelConfig(BaseModel):
     """Settings of one recommender; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Histories:
-    """What a recommender knows about a batch of users when it ranks.
-
-    items: jagged dense item ids, oldest first; users: [B] int64 dense user ids, -1 for a user unknown in training.
-    """
-
-    items: Jagged
-    users: Ints
-
-    def __post_init__(self) -> None:
-        if self.users.shape != (len(self.items),):
-            raise DataError(f"{len(self.items)} histories but user ids of shape {self.users.shape}; give one id a history")
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[int] | NDArray], users: Sequence[int] | Ints | None = None) -> Histories:
-        """From lists of dense item ids; unknown users when `users` is left out."""
-        known = np.full(len(rows), -1, np.int64) if users is None else np.asarray(users, np.int64)
-        return cls(Jagged.from_rows(rows), known)
-
-    @classmethod
-    def external(cls, items: Vocabulary, rows: Sequence[Sequence[str]]) -> Histories:
-        """From external item ids; raises DataError that names unknown ones."""
-        return cls.of([items.encode(list(r)) for r in rows])
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def slice(self, start: int, stop: int) -> Histories:
-        """Rows `start` to `stop` (excluded)."""
-        return Histories(self.items.take(range(start, min(stop, len(self)))), self.users[start:stop])
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +51,7 @@ class Recommender(ABC):
         if len(dataset) == 0:
             raise DataError(f"dataset {dataset.name!r} has no interactions; {self.name} cannot be trained on it")
         self.items, self.n_users = dataset.items, len(dataset.users)
-        self._fit(dataset, progress or (lambda share, text: None))
+        self._fit(dataset, progress or silent)
         return self
 
     def score(self, histories: Histories, candidates: Ints | None = None) -> Floats:
@@ -97,9 +64,8 @@ class Recommender(ABC):
         if scores.shape != (len(histories), len(catalogue)):
             raise DataError(f"{self.name} scored shape {scores.shape}, expected {(len(histories), len(catalogue))}")
         if np.isnan(scores).any():
-            raise DataError(
-                f"{self.name} gave NaN for {int(np.isnan(scores).any(1).sum())} of {len(scores)} users; lower its learning rate or check its input"
-            )
+            broken = int(np.isnan(scores).any(1).sum())
+            raise DataError(f"{self.name} gave NaN for {broken} of {len(scores)} users; lower its learning rate or check its input")
         return scores if candidates is None else np.take_along_axis(scores, candidates, axis=1)
 
     def recommend(self, histories: Histories, k: int, exclude: Jagged | None = None) -> Recommendations:

@@ -11,7 +11,10 @@ from agents.types import Feeling, Persona
 
 @dataclass(frozen=True)
 class Exposure:
-    """One item shown. position counts from 0 on its page; propensity is the probability that the arm shows this item there (1 for a deterministic list)."""
+    """One item shown. position counts from 0 on its page.
+
+    propensity: the probability that the arm shows this item there, 1 for a deterministic list.
+    """
 
     position: int
     item: int

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,6 +94,20 @@ class Jagged:
         return Jagged.from_rows([self[int(r)] for r in rows], self.values.dtype.type)
 
 
+def _shuffle_key(seed: int, user: Ints, item: Ints) -> NDArray[np.uint64]:
+    """A pseudo-random key [T] a row, by one round of SplitMix64 (Steele et al. 2014) a column.
+
+    It depends on what a row says and not on where it stands, so any part of a log orders its ties as the whole does.
+    """
+    key = np.full(len(user), seed, np.uint64)
+    for column in (user, item):
+        key = (key ^ column.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        key ^= key >> np.uint64(31)
+    return key
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """An interaction log.
@@ -129,32 +145,32 @@ class Dataset:
         for texts, what in ((self.titles, "titles"), (self.tags, "tags")):
             if texts and len(texts) != len(self.items):
                 raise DataError(f"{len(texts)} {what} for {len(self.items)} items; give one an item or none")
-        if self.tie_rule != "file-order" and not self.tie_rule.removeprefix("shuffled:").isdigit():
+        if not re.fullmatch(r"file-order|shuffled:[0-9]{1,18}", self.tie_rule):
             raise DataError(f"tie_rule {self.tie_rule!r} is not 'file-order' or 'shuffled:SEED'")
 
     def __len__(self) -> int:
         return len(self.user)
 
     def __repr__(self) -> str:
-        return f"Dataset({self.name!r}, users={len(self.users)}, items={len(self.items)}, interactions={len(self)}, hash={self.content_hash[:12]})"
+        sizes = f"users={len(self.users)}, items={len(self.items)}, interactions={len(self)}"
+        return f"Dataset({self.name!r}, {sizes}, hash={self.content_hash[:12]})"
 
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 over everything that can change a number: columns, vocabularies, item text and the tie rule."""
         digest = hashlib.sha256()
         for column in (self.user, self.item, self.timestamp, self.rating):
-            digest.update(b"-" if column is None else str(column.dtype).encode() + column.tobytes())
-        for texts in (self.users.ids, self.items.ids, self.titles, *self.tags, (self.tie_rule,)):
-            digest.update("\x1f".join(texts).encode() + b"\x1e")
+            digest.update(b"-" if column is None else f"{column.dtype}[{len(column)}]".encode() + column.tobytes())
+        # JSON keeps ("a", "b") apart from ("ab",) and no titles apart from empty ones, whatever the texts hold.
+        digest.update(json.dumps([self.users.ids, self.items.ids, self.titles, self.tags, self.tie_rule]).encode())
         return digest.hexdigest()
 
     @cached_property
     def order(self) -> Ints:
         """Row indices [T] sorted by user, then timestamp; ties by the tie rule. A stable sort, so file order survives."""
         if self.tie_rule == "file-order":
-            tie = np.arange(len(self))
-        else:
-            tie = np.random.default_rng(int(self.tie_rule.removeprefix("shuffled:"))).permutation(len(self))
+            return np.lexsort((self.timestamp, self.user)).astype(np.int64)
+        tie = _shuffle_key(int(self.tie_rule.removeprefix("shuffled:")), self.user, self.item)
         return np.lexsort((tie, self.timestamp, self.user)).astype(np.int64)
 
     @cached_property
@@ -184,9 +200,8 @@ class Dataset:
     def append(self, user: Ints, item: Ints, timestamp: Ints, rating: Floats | None, name: str) -> Dataset:
         """The dataset with further interactions behind the present ones; this one is unchanged."""
         if (rating is None) != (self.rating is None):
-            raise DataError(
-                f"dataset {self.name!r} {'has' if rating is None else 'lacks'} ratings and the appended rows {'lack' if rating is None else 'have'} them"
-            )
+            mine, theirs = ("has", "lack") if rating is None else ("lacks", "have")
+            raise DataError(f"dataset {self.name!r} {mine} ratings and the appended rows {theirs} them; give both or neither")
         joined = None if self.rating is None or rating is None else np.concatenate([self.rating, rating.astype(np.float32)])
         return self._replace_rows(
             np.concatenate([self.user, user]), np.concatenate([self.item, item]), np.concatenate([self.timestamp, timestamp]), joined, name

@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from recsys_core.data.dataset import Dataset, Ints, Jagged
+from recsys_core.data.histories import Histories
 from recsys_core.errors import DataError
-from recsys_core.recommender import Histories
 
 
 @dataclass(frozen=True, eq=False)

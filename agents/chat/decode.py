@@ -1,0 +1,157 @@
+"""Generating many answers at once: rows join and leave a running batch, and prompts reuse what a slot already holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.chat.constrain import Guide, Guides
+from agents.chat.llama import Llama
+from agents.chat.text import common_prefix
+
+PREFILL_TOKENS = 4096
+"""Most prompt tokens in one forward pass; bounds the memory of activations."""
+_WORTH_SHARING = 256
+"""Prompt tokens that must be saved before one row is computed ahead of its group."""
+_REFINED = 32
+"""Leading tokens whose logits are recomputed in float32: bfloat16 logits tie at every eighth, and ties would be broken by token id."""
+
+
+@dataclass(eq=False)
+class Row:
+    """One answer in the making. `cancelled` is asked every step."""
+
+    prompt: list[int]
+    max_tokens: int
+    temperature: float
+    seed: int
+    guide: Guide | None
+    stops: frozenset[int]
+    cancelled: Callable[[], bool]
+    out: list[int] = field(default_factory=list)
+    finished: bool = False
+
+    def __post_init__(self) -> None:
+        self._random = np.random.default_rng(self.seed)
+        if self.guide:
+            self._extend(self.guide.forced())
+
+    def choose(self, logits: Tensor) -> None:
+        """Takes the next token from logits [V]: the largest at temperature 0, else drawn by inverse transform."""
+        if self.temperature == 0:
+            token = int(logits.argmax())
+        else:
+            mass = torch.softmax(logits.double() / self.temperature, -1).cumsum(-1).numpy()
+            token = int(np.searchsorted(mass, self._random.random() * mass[-1], side="right"))
+        if token in self.stops:
+            self.finished = True
+        else:
+            self._extend([token, *(self.guide.accept(token) if self.guide else [])])
+
+    def _extend(self, tokens: list[int]) -> None:
+        for token in tokens:
+            if token in self.stops or len(self.out) == self.max_tokens:
+                self.finished = True
+                return
+            self.out.append(token)
+        self.finished = len(self.out) >= self.max_tokens or bool(self.guide and self.guide.finished)
+
+
+class Decoder:
+    """Slots of a key-value cache; the first `len(rows)` are in use. slots: largest batch; columns: longest prompt plus answer in tokens."""
+
+    def __init__(self, model: Llama, guides: Guides, slots: int, columns: int) -> None:
+        self.model, self.guides, self.columns = model, guides, columns
+        self.kv = model.cache(slots, columns)
+        # What each slot's keys and values stand for; a slot that was left still serves as a source of prefixes.
+        self.held: list[list[int]] = [[] for _ in range(slots)]
+        self.rows: list[Row] = []
+
+    @property
+    def free(self) -> int:
+        return len(self.held) - len(self.rows)
+
+    def admit(self, rows: list[Row]) -> list[Row]:
+        """Reads the prompts of at most `free` new rows and takes their first tokens; returns those already finished."""
+        waiting, finished = list(rows), []
+        while waiting:
+            group = self._next_group(waiting)
+            waiting = waiting[len(group) :]
+            first = len(self.rows)
+            for row in group:
+                self._place(row)
+            self._advance(first)
+            finished += self._sweep()
+        return finished
+
+    def step(self) -> list[Row]:
+        """One decode step for every row; returns the finished ones, which leave their slots."""
+        finished = self._sweep()
+        if self.rows:
+            self._advance(0)
+            finished += self._sweep()
+        return finished
+
+    def _next_group(self, waiting: list[Row]) -> list[Row]:
+        lead = waiting[0]
+        have = max(common_prefix(lead.prompt, held) for held in self.held)
+        saved = sum(max(common_prefix(lead.prompt, row.prompt) - have, 0) for row in waiting[1:])
+        if saved >= _WORTH_SHARING:
+            return [lead]
+        size = total = 0
+        while size < len(waiting) and (size == 0 or total + len(waiting[size].prompt) <= PREFILL_TOKENS):
+            total += len(waiting[size].prompt)
+            size += 1
+        return waiting[:size]
+
+    def _place(self, row: Row) -> None:
+        """Gives a row the next slot, filled with the longest prefix of its prompt that any slot holds."""
+        slot = len(self.rows)
+        lengths = [common_prefix(row.prompt, held) for held in self.held]
+        source = max(range(len(lengths)), key=lambda s: (lengths[s], s == slot))
+        # The last prompt token is always read, since its output gives the first answer token.
+        length = min(lengths[source], len(row.prompt) - 1)
+        if source != slot:
+            self.kv.copy(source, slot, length)
+        self.held[slot] = row.prompt[:length]
+        self.rows.append(row)
+
+    def _advance(self, first: int) -> None:
+        """Reads all tokens not yet held by the slots from `first` on, then takes one more token for each."""
+        rows = self.rows[first:]
+        fresh = [(r.prompt + r.out)[len(held) :] for r, held in zip(rows, self.held[first:], strict=False)]
+        counts = torch.tensor([len(f) for f in fresh])
+        starts = torch.tensor([len(held) for held in self.held[first : first + len(rows)]])
+        index = torch.arange(len(rows)).repeat_interleave(counts)
+        ends = counts.cumsum(0)
+        columns = torch.arange(int(ends[-1])) - (ends - counts)[index] + starts[index]
+        newest = starts[:, None] + torch.arange(int(counts.max()))
+        mask = torch.arange(int((starts + counts).max())) <= newest[..., None]
+        ids = torch.tensor([t for f in fresh for t in f])
+        kv = self.kv.rows(first, first + len(rows))
+        hidden = self.model.forward(ids, index, columns, columns, kv, mask)[ends - 1]
+        for slot, tokens in enumerate(fresh, first):
+            self.held[slot] = self.held[slot] + tokens
+        logits = self.model.logits(hidden)
+        self.guides.restrict(logits, [r.guide for r in rows])
+        if self.model.dtype != torch.float32:
+            top = logits.topk(_REFINED)
+            exact = self.model.exact_logits(hidden, top.indices).masked_fill(top.values.isneginf(), -torch.inf)
+            logits.scatter_(1, top.indices, exact)
+        for row, scores in zip(rows, logits, strict=True):
+            row.choose(scores)
+
+    def _sweep(self) -> list[Row]:
+        """Takes out finished and cancelled rows; the last row moves into the gap."""
+        gone = [row for row in self.rows if row.finished or row.cancelled()]
+        for row in gone:
+            slot, last = self.rows.index(row), len(self.rows) - 1
+            if slot != last:
+                self.kv.copy(last, slot, len(self.held[last]))
+                self.held[slot], self.rows[slot] = self.held[last], self.rows[last]
+            self.rows.pop()
+        return [row for row in gone if row.finished]

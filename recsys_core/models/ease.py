@@ -1,0 +1,67 @@
+"""EASE: a linear item-to-item model with a closed form (Steck 2019, arXiv 1905.03375)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from recsys_core.data.dataset import Dataset, Jagged
+from recsys_core.recommender import Histories, ModelConfig, Progress, Recommender
+
+_BLOCK = 1024
+
+
+class EASEConfig(ModelConfig):
+    """Settings of EASE."""
+
+    seed: int = 0
+    """Unused: EASE has one solution. Present so that every model takes a seed."""
+    l2: float = Field(300.0, gt=0)
+    """Weight of the squared norm of B; larger spreads weight over more items. Chosen on the validation part of MovieLens-100K."""
+
+
+class EASE(Recommender):
+    """Minimizes |X - X B|^2 + l2 |B|^2 with diag(B) = 0 for the binary user-item matrix X; scores a history's items' multi-hot row times B.
+
+    With P = (X'X + l2 I)^-1: B[i, j] = -P[i, j] / P[j, j] off the diagonal (equation 8). Order and repeats in a history do not matter.
+    Memory: two float64 and one float32 matrix of I x I while fitting (1,682 items: 57 MB; 20,000 items: 8 GB), one float32 afterwards.
+    """
+
+    name = "ease"
+    Config = EASEConfig
+    config: EASEConfig
+    weights: NDArray[np.float32]
+
+    def _fit(self, dataset: Dataset, progress: Progress) -> None:
+        n_items = len(dataset.items)
+        gram = np.zeros((n_items, n_items))
+        sequences = dataset.sequences()
+        for start in range(0, len(sequences), _BLOCK):
+            seen = multi_hot(sequences.take(range(start, min(start + _BLOCK, len(sequences)))), n_items)
+            # Counts below 2^24 are exact in float32, which multiplies twice as fast.
+            gram += seen.T @ seen
+            progress(0.5 * min(start + _BLOCK, len(sequences)) / len(sequences), "counting pairs of items")
+        gram[np.diag_indices(n_items)] += self.config.l2
+        precision = np.linalg.inv(gram)
+        weights = (precision / -np.diag(precision)).astype(np.float32)
+        np.fill_diagonal(weights, 0.0)
+        self.weights = weights
+        progress(1.0, "solved")
+
+    def _score(self, histories: Histories) -> NDArray:
+        scores: NDArray = multi_hot(histories.items, len(self.weights)) @ self.weights
+        return scores
+
+    def _state(self) -> dict[str, NDArray]:
+        return {"weights": self.weights}
+
+    def _load_state(self, state: dict[str, NDArray]) -> None:
+        self.weights = state["weights"]
+
+
+def multi_hot(rows: Jagged, n_items: int) -> NDArray[np.float32]:
+    """Which items each row holds: [B, I] float32 of 0 and 1."""
+    hot = np.zeros((len(rows), n_items), np.float32)
+    hot[rows.row_ids, rows.values] = 1.0
+    return hot

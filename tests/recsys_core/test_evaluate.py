@@ -1,0 +1,79 @@
+"""Evaluation of a recommender on held-out users."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from recsys_core.data.dataset import Dataset, Jagged, Vocabulary
+from recsys_core.data.split import Holdout
+from recsys_core.errors import DataError, UnknownNameError
+from recsys_core.evaluation import evaluate
+from recsys_core.recommender import Histories, Progress, Recommender
+
+
+class Fixed(Recommender):
+    """Scores item i by -i, and remembers how many users it was asked about at once."""
+
+    name = "fixed"
+
+    def _fit(self, dataset: Dataset, progress: Progress) -> None:
+        self.asked: list[int] = []
+
+    def _score(self, histories: Histories) -> NDArray:
+        self.asked.append(len(histories))
+        return np.tile(-np.arange(len(self._catalogue()), dtype=np.float32), (len(histories), 1))
+
+    def _state(self) -> dict[str, NDArray]:
+        return {}
+
+    def _load_state(self, state: dict[str, NDArray]) -> None: ...
+
+
+@pytest.fixture
+def model() -> Fixed:
+    names = Vocabulary(map(str, range(6)))
+    return Fixed().fit(Dataset("tiny", names, names, np.array([0]), np.array([0]), np.array([0])))
+
+
+HOLDOUT = Holdout(Histories.of([[0, 1], [], [5], [0]], [3, 1, -1, 2]), Jagged.from_rows([[2], [2, 0], [5], [1, 5]]))
+
+
+def test_values_are_kept_by_user(model: Fixed) -> None:
+    result = evaluate(model, HOLDOUT, ("HR@1", "MRR", "Recall@2", "HR@1"))
+    assert result.users.tolist() == [3, 1, -1, 2]
+    assert result["HR@1"].tolist() == [1, 1, 0, 1]
+    assert result["MRR"].tolist() == [1, 1, 0, 1]
+    assert result["Recall@2"].tolist() == [1, 0.5, 0, 0.5]
+    assert result.means == {"HR@1": 0.75, "MRR": 0.75, "Recall@2": 0.5}
+    assert all(v.dtype == np.float64 for v in result.values.values())
+
+
+def test_seen_items_compete_only_when_asked(model: Fixed) -> None:
+    result = evaluate(model, HOLDOUT, ("MRR",), exclude_seen=False)
+    np.testing.assert_allclose(result["MRR"], [1 / 3, 1, 1 / 6, 1 / 2])
+
+
+def test_blocks_change_nothing(model: Fixed) -> None:
+    whole, parts = evaluate(model, HOLDOUT), evaluate(model, HOLDOUT, block=3)
+    assert model.asked == [4, 3, 1]
+    for name, values in whole.values.items():
+        np.testing.assert_array_equal(parts[name], values)
+
+
+def test_interval_holds_the_mean_and_repeats(model: Fixed) -> None:
+    result = evaluate(model, HOLDOUT)
+    low, high = result.interval("HR@10")
+    assert low <= result.means["HR@10"] <= high
+    assert result.interval("HR@10") == (low, high)
+
+
+def test_mistakes_are_named_before_any_scoring(model: Fixed) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown metric 'Recal@10'; did you mean 'Recall@k'"):
+        evaluate(model, HOLDOUT, ("HR@10", "Recal@10"))
+    with pytest.raises(DataError, match="no users"):
+        evaluate(model, Holdout(Histories.of([]), Jagged.from_rows([])))
+    with pytest.raises(DataError, match="block is 0"):
+        evaluate(model, HOLDOUT, block=0)
+    assert model.asked == []

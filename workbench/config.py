@@ -1,0 +1,142 @@
+"""One experiment as settings: every field documented, unknown fields refused, loadable from one TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from recsys_core.errors import DataError
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataSettings(Settings):
+    """Which log, and how it is divided."""
+
+    name: str = "ml-100k"
+    """A registered dataset or a path to a CSV, TSV, Parquet or RecBole `.inter` file."""
+    split: Literal["leave-one-out", "global-time"] = "leave-one-out"
+    """How validation and test are held out."""
+    tie_rule: str = "file-order"
+    """Order of equal timestamps of one user: `file-order` or `shuffled:SEED`."""
+
+
+class ModelSettings(Settings):
+    """A recommender by registry name and its own settings."""
+
+    name: str = "ease"
+    """Name in the model registry (`workbench train --help` lists them)."""
+    config: dict[str, Any] = {}
+    """Fields of the model's own configuration."""
+
+
+class LLMSettings(Settings):
+    """The chat model behind LLM agents and the bounds on its use."""
+
+    spec: str = "embedded"
+    """`embedded`, `openai:MODEL`, or `openai:MODEL@URL` / `vllm:MODEL@URL` for any OpenAI-compatible endpoint."""
+    elicit: Literal["answer", "likelihood"] | None = None
+    """How a page is decided (agents.llm); by default `likelihood` where the model can score, else `answer`."""
+    temperature: float = Field(default=0.7, ge=0)
+    """Sampling temperature; draws are seeded per question."""
+    concurrency: int = Field(default=32, ge=1)
+    """Questions in flight at once."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds before one question is cut off."""
+    retries: int = Field(default=3, ge=0)
+    """Attempts after the first, for errors that may pass and for unusable answers."""
+    max_calls: int | None = Field(default=None, ge=1)
+    """Most dispatched questions of a run; the run stops, resumable, before one more."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most prompt and completion tokens of a run, likewise."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """Most US dollars of a run, likewise."""
+    max_seconds: float | None = Field(default=None, gt=0)
+    """Most wall-clock seconds of a run, likewise."""
+
+
+class SimulationSettings(Settings):
+    """Simulated users in front of one recommender."""
+
+    policy: Literal["statistical", "llm"] = "statistical"
+    """Who decides: models of the training log, or a language model."""
+    agents: int = Field(default=200, ge=1)
+    """Simulated users, drawn by seed from those with held-out items."""
+    skip: int = Field(default=0, ge=0)
+    """Users to pass over in that order, so that two simulations can use different ones."""
+    pages: int = Field(default=3, ge=1)
+    """Most pages of a session."""
+    page_size: int = Field(default=10, ge=1)
+    """Items on a page."""
+    cohort: int = Field(default=16, ge=1)
+    """Agents served together; a cohort's page is one transaction."""
+    recommender: ModelSettings = ModelSettings()
+    """The recommender they use."""
+    take_rate: float = Field(default=0.3, gt=0, lt=1)
+    """Average share of a page taken; a log without exposures cannot tell it (see agents.taste)."""
+    boredom: float = Field(default=0.2, ge=0, le=1)
+    """Probability of leaving after a page on which nothing was taken."""
+    session_gap: int = Field(default=3600, ge=1)
+    """Seconds of pause that separate two sessions of the log when the exit hazard is fitted."""
+    fidelity_users: int | None = Field(default=None, ge=0)
+    """Users on whom the policy's fidelity is measured first: by default 20 for `llm` and 200 for `statistical`; 0 leaves it out."""
+    llm: LLMSettings = LLMSettings()
+    """Used by the `llm` policy."""
+
+
+class LoopSettings(Settings):
+    """What is retrained on the synthesized interactions, and how it is judged."""
+
+    models: tuple[ModelSettings, ...] = (ModelSettings(name="ease"), ModelSettings(name="bpr"))
+    """Recommenders to retrain on every arm."""
+    seeds: int = Field(default=3, ge=1)
+    """Training seeds 0 .. n-1 of models that are random; deterministic ones are trained once."""
+    metrics: tuple[str, ...] = ("HR@10", "NDCG@10", "MRR")
+    """Metrics on the untouched test split."""
+
+
+class Experiment(Settings):
+    """The whole loop: data, baselines, simulations, retraining."""
+
+    name: str = "demo"
+    """Shown with every run of the experiment."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of splits with shuffled ties, agents and controls."""
+    data: DataSettings = DataSettings()
+    """The log."""
+    baselines: tuple[ModelSettings, ...] = tuple(ModelSettings(name=n) for n in ("random", "popularity", "ease", "bpr", "hstu"))
+    """Recommenders of the first table."""
+    simulations: tuple[SimulationSettings, ...] = (
+        SimulationSettings(policy="statistical", agents=200, skip=20),
+        SimulationSettings(policy="llm", agents=20),
+    )
+    """Simulated users whose interactions are pooled for retraining."""
+    loop: LoopSettings = LoopSettings()
+    """Retraining and its controls."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a TOML file; raises DataError naming the file, the field, the value and what is allowed."""
+        try:
+            return cls(**tomllib.loads(path.read_text()))
+        except FileNotFoundError:
+            raise DataError(f"experiment file {path} does not exist") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise DataError(f"experiment file {path} cannot be read: {error}") from None
+        except ValidationError as error:
+            raise DataError(f"{path}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints as one line: field, value, what is expected."""
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"]))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where} = {problem['input']!r}: {problem['msg'].lower()}{more}"

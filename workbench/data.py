@@ -1,0 +1,12 @@
+"""A log and its split, from settings."""
+
+from __future__ import annotations
+
+from recsys_core.data import Dataset, Split, global_time, leave_one_out, load_dataset
+from workbench.config import DataSettings
+
+
+def load_split(settings: DataSettings) -> tuple[Dataset, Split]:
+    """Loads the dataset and divides it; raises what the readers raise."""
+    dataset = load_dataset(settings.name, tie_rule=settings.tie_rule)
+    return dataset, leave_one_out(dataset) if settings.split == "leave-one-out" else global_time(dataset)

@@ -1,0 +1,80 @@
+"""The whole loop of one experiment: data, baselines, simulated users, retraining on what they did, and the effect on untouched data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from recsys_core import Comparison
+from recsys_core.data import Dataset, Split
+from recsys_core.progress import Progress
+from simulators.events import PageRecord
+from workbench.augment import build_arms
+from workbench.config import Experiment
+from workbench.data import load_split
+from workbench.loop import Trained, compare_arms, store_results, train_and_evaluate
+from workbench.simulate import Outcome, simulate
+from workbench.store import Store
+
+Step = Callable[[str], AbstractContextManager[Progress]]
+"""Opens one named piece of work and gives where it reports to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """Retraining on every arm. run: where it is stored; trained: one a model and arm; comparisons: (model, arm, that arm against none)."""
+
+    run: str
+    trained: list[Trained]
+    comparisons: list[tuple[str, str, Comparison]]
+    added: int
+    users: int
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """All that an experiment found."""
+
+    experiment: Experiment
+    dataset: Dataset
+    split: Split
+    baselines: list[Trained]
+    simulations: list[Outcome]
+    loop: Loop
+
+
+def run_experiment(store: Store, experiment: Experiment, step: Step) -> Report:
+    """Runs every part in order; each is a stored run of its own, so what is done stays done if a later part fails."""
+    with step(f"loading {experiment.data.name}"):
+        dataset, split = load_split(experiment.data)
+    with step(f"training {len(experiment.baselines)} recommenders") as progress:
+        metrics = experiment.loop.metrics
+        baselines = train_and_evaluate({"none": split.train}, split.test, experiment.baselines, 1, metrics, progress)
+        config = {"baselines": [m.model_dump() for m in experiment.baselines], "data": experiment.data.model_dump()}
+        run = store.start_run("evaluate", experiment.name, config, experiment.seed, dataset, split)
+        store_results(store, run, baselines, [])
+        store.record_status(run, "finished")
+    outcomes = []
+    for settings in experiment.simulations:
+        with step(f"simulating {settings.agents} {settings.policy} agents on {settings.recommender.name}") as progress:
+            outcomes.append(simulate(store, experiment, settings, progress))
+    with step("retraining on what they did, beside the controls") as progress:
+        loop = close_loop(store, experiment, dataset, split, [o.run for o in outcomes], progress)
+    return Report(experiment, dataset, split, baselines, outcomes, loop)
+
+
+def close_loop(store: Store, experiment: Experiment, dataset: Dataset, split: Split, runs: Sequence[str], progress: Progress) -> Loop:
+    """Pools the interactions of simulation runs, trains every loop model on every arm and compares each arm with `none`, by user."""
+    pages: list[PageRecord] = [page for run in runs for page in store.pages(run)]
+    arms = build_arms(split.train, pages, experiment.seed)
+    settings = experiment.loop
+    config: dict[str, Any] = {"loop": settings.model_dump(), "data": experiment.data.model_dump(), "simulations": list(runs)}
+    run = store.start_run("augment", experiment.name, config, experiment.seed, dataset, split)
+    trained = train_and_evaluate(arms, split.test, settings.models, settings.seeds, settings.metrics, progress)
+    comparisons = compare_arms(trained, settings.metrics)
+    store_results(store, run, trained, comparisons)
+    store.record_status(run, "finished")
+    added = len(arms["synthesized"]) - len(split.train)
+    return Loop(run, trained, comparisons, added, len({p.user for p in pages}))

@@ -1,0 +1,82 @@
+"""Results as plain rows: what the tables print and `--json` writes are the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from recsys_core import Comparison
+from workbench.loop import Trained
+from workbench.simulate import Outcome
+from workbench.store import Store
+
+
+def score_rows(trained: Sequence[Trained], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a model and arm: metric to (mean, low, high) over users, values averaged over seeds first."""
+    rows = []
+    for item in trained:
+        figures = {}
+        for metric in metrics:
+            averaged = item.averaged(metric)
+            figures[metric] = (float(averaged[metric].mean()), *averaged.interval(metric))
+        rows.append({"model": item.model, "arm": item.arm, "seeds": len(item.runs), "metrics": figures, "seconds": item.seconds})
+    return rows
+
+
+def comparison_rows(comparisons: Sequence[tuple[str, str, Comparison]]) -> list[dict[str, Any]]:
+    """One row a model, arm and metric: before, after, difference with its interval and p-value, spread between seeds."""
+    return [
+        {
+            "model": model,
+            "arm": arm,
+            "metric": c.metric,
+            "before": c.mean_b,
+            "after": c.mean_a,
+            "difference": c.difference,
+            "low": c.low,
+            "high": c.high,
+            "p": c.p_value,
+            "seed_spread": c.spread_a,
+        }
+        for model, arm, c in comparisons
+    ]
+
+
+def fidelity_rows(store: Store, run: str) -> list[dict[str, Any]]:
+    """One row a judge and test, as stored with a simulation run; empty where fidelity was not measured."""
+    return [
+        {"judge": e.model, "test": e.arm, "metric": e.metric, "value": e.mean, "low": e.low, "high": e.high, "n": len(e.per_user)}
+        for e in store.evaluations(run)
+        if e.part == "fidelity"
+    ]
+
+
+def simulation_row(outcome: Outcome, policy: str, arm: str) -> dict[str, Any]:
+    """Totals of one simulation: what was shown and taken, how sessions ended, what the model was asked."""
+    r, c = outcome.result, outcome.counts
+    return {
+        "run": outcome.run,
+        "policy": policy,
+        "recommender": arm,
+        "agents": r.agents,
+        "pages": r.pages,
+        "exposures": r.exposures,
+        "actions": r.actions,
+        "take_rate": r.actions / max(r.exposures, 1),
+        "pages_per_agent": r.pages / max(r.agents, 1),
+        "fallbacks": r.fallbacks,
+        "exits": dict(sorted(r.exits.items())),
+        "calls": None
+        if c is None
+        else {
+            "asked": c.calls,
+            "cached": c.cache_hits,
+            "retries": c.retries,
+            "parse_failures": c.parse_failures,
+            "failures": c.failures,
+            "prompt_tokens": c.prompt_tokens,
+            "completion_tokens": c.completion_tokens,
+            "cost_usd": c.cost,
+        },
+        "log_hash": outcome.log_hash,
+    }
