@@ -5,6 +5,6 @@ from recsys_core.models import create, known_models, load, register
 from recsys_core.recommender import Histories, ModelConfig, Recommendations, Recommender
 
 __all__ = [
-    "Comparison", "Evaluation", "Histories", "ModelConfig", "Recommendations", "Recommender", "beyond_accuracy", "compare", "create", "evaluate",
-    "known_models", "load", "register",
+    "Comparison", "Evaluation", "Histories", "ModelConfig", "Recommendations", "Recommender", "beyond_accuracy", "compare", "create",
+    "evaluate", "known_models", "load", "register",
 ]  # fmt: skip

@@ -64,7 +64,11 @@ class EmbeddedChatModel(BaseChatModel):
         return _result(self._ask(messages, stop, kwargs).result())
 
     async def _agenerate(
-        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: AsyncCallbackManagerForLLMRun | None = None, **kwargs: Any
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
     ) -> ChatResult:
         return _result(await asyncio.wrap_future(self._ask(messages, stop, kwargs)))
 

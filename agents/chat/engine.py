@@ -7,7 +7,6 @@ what makes a run repeat exactly.
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 from collections import OrderedDict, deque
@@ -102,7 +101,13 @@ class Engine:
         return self._model.dtype
 
     def chat(
-        self, messages: Sequence[Message], *, schema: dict[str, Any] | None = None, max_tokens: int = 128, temperature: float = 0.0, seed: int = 0
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: dict[str, Any] | None = None,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> Future[Completion]:
         """Asks; cancelling the future takes the question out of the batch. Raises DataError for what can never be answered."""
         if max_tokens < 1 or temperature < 0:
@@ -126,7 +131,9 @@ class Engine:
             trees.append(tree(self.text, request.empty, unknown))
         longest = max(t.nodes for t in trees)
         if longest > 2 * self.context:
-            raise DataError(f"prompt and continuations come to {longest} tokens, over {2 * self.context}; score fewer continuations a request")
+            raise DataError(
+                f"prompt and continuations come to {longest} tokens, over {2 * self.context}; score fewer continuations a request"
+            )
         future: Future[Scored] = Future()
         self._put(_Score(request, trees, known, future))
         return future
@@ -240,8 +247,3 @@ def _resolve(future: Future[Any], result: object) -> None:
             future.set_result(result)
     except InvalidStateError:
         pass
-
-
-def scores_as_text(scores: Sequence[float]) -> str:
-    """The JSON list that a score's Response carries."""
-    return json.dumps(list(scores))

@@ -15,8 +15,8 @@ from torch import Tensor
 from agents.chat.llama import Llama
 from agents.chat.text import Text
 
-_HEAD_ROWS = 256
-"""Positions whose vocabulary logits are held at a time (50 MB)."""
+_HEAD_ROWS = 128
+"""Positions whose vocabulary logits are held at a time (25 MB in float32)."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ Tests hold it against `transformers.LlamaForCausalLM`, whose import alone would 
 from __future__ import annotations
 
 import json
+import math
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,9 +85,9 @@ class Llama:
         self.cos, self.sin = (f(angles).repeat(1, 2).to(dtype) for f in (torch.cos, torch.sin))
 
     def cache(self, rows: int, columns: int) -> KeyValues:
-        """An empty cache; zeroed pages take no memory until they are written."""
+        """An empty cache of zeros."""
         shape = (self.config.num_hidden_layers, rows, self.config.num_key_value_heads, columns, self.config.head_size)
-        return KeyValues(torch.zeros(shape, dtype=self.dtype), torch.zeros(shape, dtype=self.dtype))
+        return KeyValues(_lazy_zeros(shape, self.dtype), _lazy_zeros(shape, self.dtype))
 
     def forward(self, ids: Tensor, rows: Tensor, columns: Tensor, positions: Tensor, kv: KeyValues, mask: Tensor) -> Tensor:
         """Final hidden states [T, hidden] of packed tokens, whose keys and values are written into `kv`.
@@ -103,7 +105,8 @@ class Llama:
         mask = mask[:, None, None].expand(batch, 1, groups, longest, width).reshape(batch, 1, groups * longest, width)
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         rotated_heads = c.num_attention_heads + c.num_key_value_heads
-        x = self.embedding[ids]
+        # The residual stream stays in float32: rounded to bfloat16 at every layer, it costs more accuracy than all products together.
+        x = self.embedding[ids].float()
         for i, layer in enumerate(self.layers):
             h = F.linear(self._normed(x, layer.norm_in), layer.qkv).view(len(ids), -1, c.head_size)
             rotated = _rotate(h[:, :rotated_heads], cos, sin)
@@ -121,9 +124,9 @@ class Llama:
             seen = seen.view(batch, c.num_key_value_heads, groups, longest, c.head_size).permute(0, 3, 1, 2, 4)
             seen = seen.reshape(batch, longest, c.hidden_size)
             seen = seen.reshape(-1, c.hidden_size) if packed else seen[rows, slot]
-            x = x + F.linear(seen, layer.out)
+            x += F.linear(seen, layer.out)
             gate, up = F.linear(self._normed(x, layer.norm_mlp), layer.gate_up).chunk(2, -1)
-            x = x + F.linear(F.silu(gate).mul_(up), layer.down)
+            x += F.linear(F.silu(gate).mul_(up), layer.down)
         return self._normed(x, self.norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -135,7 +138,12 @@ class Llama:
         return torch.einsum("nh,nkh->nk", hidden.float(), self.embedding[tokens].float())
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.config.hidden_size,), weight, self.config.rms_norm_eps)
+        return F.rms_norm(x, (self.config.hidden_size,), None, self.config.rms_norm_eps).to(self.dtype) * weight
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros whose pages take no memory until they are written, which `torch.zeros` does to all of them."""
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def _layer(state: dict[str, Tensor], prefix: str) -> _Layer:

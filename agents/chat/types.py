@@ -49,7 +49,8 @@ Request = ChatRequest | ScoreRequest
 def request_key(model_id: str, request: Request) -> str:
     """Content address of an answer: SHA-256 of the model's identity and the request's canonical JSON."""
     body = {"model": model_id, "kind": type(request).__name__, **asdict(request)}
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)

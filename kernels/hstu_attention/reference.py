@@ -26,16 +26,21 @@ def hstu_attention(
         out[i, h] = sum_j silu(scale * <q[i, h], k[j, h]> + position_bias[h, i - j]) * v[j, h] / normalizer
 
     q, k: [T, H, D]; v: [T, H, E]; offsets: [B + 1] int64, sequence b is rows offsets[b] to offsets[b + 1], which may be none;
-    position_bias: [H, M], M at least the longest sequence, or None for 0; normalizer: the N of the paper, one constant for all sequences, so that
-    how sequences are batched changes nothing. Returns [T, H, E]. Differentiable in q, k, v and position_bias. Memory O(B * H * longest ** 2).
+    position_bias: [H, M], M at least the longest sequence, or None for 0; normalizer: the N of the paper, one constant for all sequences,
+    so that how sequences are batched changes nothing. Returns [T, H, E]. Differentiable in q, k, v and position_bias. Memory O(B * H *
+    longest ** 2).
     """
     lengths = offsets.diff()
     if len(q) == 0:
         return torch.zeros_like(v)
     batch, longest = len(lengths), int(lengths.max())
     if position_bias is not None and position_bias.shape[1] < longest:
-        raise ValueError(f"position_bias covers {position_bias.shape[1]} positions, the longest sequence has {longest}; give one a distance")
-    slot = torch.arange(len(q), device=q.device) + torch.repeat_interleave(torch.arange(batch, device=q.device) * longest - offsets[:-1], lengths)
+        raise ValueError(
+            f"position_bias covers {position_bias.shape[1]} positions, the longest sequence has {longest}; give one a distance"
+        )
+    slot = torch.arange(len(q), device=q.device) + torch.repeat_interleave(
+        torch.arange(batch, device=q.device) * longest - offsets[:-1], lengths
+    )
 
     def padded(x: Tensor) -> Tensor:
         return x.new_zeros(batch * longest, *x.shape[1:]).index_copy(0, slot, x).view(batch, longest, *x.shape[1:]).transpose(1, 2)

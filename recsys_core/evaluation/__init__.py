@@ -5,6 +5,6 @@ from recsys_core.evaluation.evaluate import DEFAULT_METRICS, Evaluation, evaluat
 from recsys_core.evaluation.metrics import Ranking, beyond_accuracy, coverage, gini, mean_popularity, novelty, rank
 
 __all__ = [
-    "DEFAULT_METRICS", "Comparison", "Evaluation", "Ranking", "beyond_accuracy", "compare", "coverage", "evaluate", "gini", "mean_popularity",
-    "novelty", "rank",
+    "DEFAULT_METRICS", "Comparison", "Evaluation", "Ranking", "beyond_accuracy", "compare", "coverage", "evaluate", "gini",
+    "mean_popularity", "novelty", "rank",
 ]  # fmt: skip

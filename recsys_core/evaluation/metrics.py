@@ -31,15 +31,15 @@ class Ranking:
     def metric(self, name: str) -> NDArray[np.float64]:
         """Per-user values [B] float64 of `HR@k`, `NDCG@k`, `Recall@k`, `MRR`, `MRR@k` or `AUC`.
 
-        HR: 1 if any positive is in the top k. Recall: share of all positives in the top k. MRR: 1 / rank of the first positive, 0 beyond k
-        when k is given. NDCG: binary gains 1 / log2(1 + rank), divided by the gain of the best possible order, min(k, positives) items long.
-        Raises UnknownNameError or DataError for a name outside this list.
+        HR: 1 if any positive is in the top k. Recall: share of all positives in the top k. MRR: 1 / rank of the first positive, 0 beyond
+        k when k is given. NDCG: binary gains 1 / log2(1 + rank), divided by the gain of the best possible order, min(k, positives) items
+        long. Raises UnknownNameError or DataError for a name outside this list.
         """
         kind, k = parse_metric(name)
         if kind == "AUC":
             return self.auc
         rank, users = self.ranks.values, self.ranks.row_ids
-        inside = rank <= (np.finfo(np.float64).max if k is None else k)
+        inside = np.isfinite(rank) if k is None else rank <= k
         if kind == "MRR":
             first = self.ranks.offsets[:-1]
             return np.where(inside[first], 1 / rank[first], 0.0)
@@ -47,8 +47,9 @@ class Ranking:
             assert k is not None
             gain = np.bincount(users, np.where(inside, 1 / np.log2(1 + rank), 0.0), len(self.ranks))
             longest = int(self.ranks.lengths.max(initial=0))
-            ideal = np.cumsum(1 / np.log2(np.arange(2, longest + 2)))
-            return gain / ideal[np.minimum(self.ranks.lengths, k) - 1]
+            ideal: NDArray[np.float64] = np.cumsum(1 / np.log2(np.arange(2, longest + 2)))
+            ndcg: NDArray[np.float64] = gain / ideal[np.minimum(self.ranks.lengths, k) - 1]
+            return ndcg
         hits = np.bincount(users, inside, len(self.ranks))
         return np.minimum(hits, 1.0) if kind == "HR" else hits / self.ranks.lengths
 
@@ -73,8 +74,8 @@ def rank(scores: NDArray, targets: Jagged, excluded: Jagged | None = None) -> Ra
     scored -inf (which `recommend` never lists), is missed: its rank is inf. Comparisons are counted, nothing is sorted: O(I) a positive.
 
     AUC is the Mann-Whitney statistic, the share of (positive, negative) pairs in the right order. Equal scores count half, as in
-    sklearn's roc_auc_score; this is the one metric where a tie is not held against the model. An excluded positive loses all its pairs; a user
-    without negatives gets 0.5.
+    sklearn's roc_auc_score; this is the one metric where a tie is not held against the model. An excluded positive loses all its pairs; a
+    user without negatives gets 0.5.
     """
     users, items = len(scores), scores.shape[1]
     _check_rows("targets", targets, users, items)
@@ -162,7 +163,7 @@ def novelty(lists: Ints, item_counts: Ints) -> float:
 
 
 def beyond_accuracy(lists: Ints, item_counts: Ints) -> dict[str, float]:
-    """Coverage, Gini, mean popularity and novelty of lists [B, k] (-1 is padding) against training counts [I], named `coverage@k` and so on."""
+    """Coverage, Gini, mean popularity and novelty of lists [B, k] against training counts [I], named `coverage@k` and so on."""
     k, n_items = lists.shape[1], len(item_counts)
     return {
         f"coverage@{k}": coverage(lists, n_items),

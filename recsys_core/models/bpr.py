@@ -26,9 +26,9 @@ class BPRConfig(ModelConfig):
     """Passes over the log."""
     batch_size: int = Field(4096, ge=1)
     """Interactions a step."""
-    learning_rate: float = Field(0.02, gt=0)
+    learning_rate: float = Field(0.05, gt=0)
     """Peak of Adam's learning rate; it falls along a line to 0."""
-    l2: float = Field(0.002, ge=0)
+    l2: float = Field(0.005, ge=0)
     """Weight of the squared norms of the factors in use."""
 
 
@@ -36,9 +36,9 @@ class BPR(Recommender):
     """score = <user factor, item factor> + item bias, with one uniform negative for each interaction; item order is not used.
 
     A user in training is met by id: the learned factor, moved by what the history gained since. For this a linear map from the mean item
-    factor of a history (and a constant) to the user factor is fitted by ridge regression on the training users; it gives unknown users (id -1, or
-    without training rows) their factor, and known users the difference between their present and their training history. A known user with the
-    training history, or an empty one, has exactly the learned factor.
+    factor of a history (and a constant) to the user factor is fitted by ridge regression on the training users; it gives unknown users
+    (id -1, or without training rows) their factor, and known users the difference between their present and their training history. A
+    known user with the training history, or an empty one, has exactly the learned factor.
     """
 
     name = "bpr"
@@ -64,14 +64,18 @@ class BPR(Recommender):
         for epoch in range(config.epochs):
             order = torch.randperm(len(dataset), generator=generator)
             total = 0.0
-            for rows in order.split(config.batch_size):
+            for rows in torch.split(order, config.batch_size):
                 negative = torch.randint(len(dataset.items), (len(rows),), generator=generator)
-                u, i, j = functional.embedding(user[rows], users), functional.embedding(item[rows], items), functional.embedding(negative, items)
+                u, i, j = (
+                    functional.embedding(user[rows], users),
+                    functional.embedding(item[rows], items),
+                    functional.embedding(negative, items),
+                )
                 margin = (u * (i - j)).sum(1) + bias[item[rows]] - bias[negative]
                 loss = functional.softplus(-margin).mean()
                 penalty = config.l2 * (u.square() + i.square() + j.square()).sum(1).mean()
                 optimizer.zero_grad()
-                (loss + penalty).backward()
+                (loss + penalty).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
                 total += float(loss.detach()) * len(rows)
@@ -87,7 +91,7 @@ class BPR(Recommender):
         """Mean item factor of each row [B, dim] float32; 0 for an empty row."""
         sums = np.zeros((len(rows), self.config.dim), np.float32)
         np.add.at(sums, rows.row_ids, self.item_factors[rows.values])
-        return sums / np.maximum(rows.lengths, 1)[:, None].astype(np.float32)
+        return sums / np.maximum(rows.lengths, 1).astype(np.float32)[:, None]
 
     def _score(self, histories: Histories) -> NDArray:
         user = histories.users

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from typing import Self
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,7 +29,7 @@ class HSTUConfig(ModelConfig):
     blocks: int = Field(2, ge=1)
     """HSTU layers."""
     max_length: int = Field(64, ge=2)
-    """Tokens of context: the start token and the latest max_length - 1 items. Longer training sequences are cut into windows of this length."""
+    """Tokens of context: the start token and the latest max_length - 1 items. Longer training sequences are cut into windows."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Share of embedding and layer outputs dropped in training."""
     temperature: float = Field(0.05, gt=0)
@@ -42,9 +45,15 @@ class HSTUConfig(ModelConfig):
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's weight decay."""
 
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        return self
+
 
 class HSTUBlock(nn.Module):
-    """One layer: u, v, q, k from one projection and SiLU, attention, then layer norm(attention) gated by u, projected, and added to the input."""
+    """One layer: u, v, q, k from one projection and SiLU; the attention's layer norm, gated by u, is projected and added to the input."""
 
     def __init__(self, config: HSTUConfig) -> None:
         super().__init__()
@@ -56,9 +65,10 @@ class HSTUBlock(nn.Module):
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         u, v, q, k = functional.silu(self.uvqk(self.norm_in(x))).chunk(4, dim=1)
-        v, q, k = (t.unflatten(1, (self.heads, -1)) for t in (v, q, k))
+        v, q, k = (t.view(len(t), self.heads, -1) for t in (v, q, k))
         attended = hstu_attention(q, k, v, offsets, self.length, self.position_bias).flatten(1)
-        return x + self.out(self.dropout(self.norm_out(attended) * u))
+        update: Tensor = self.out(self.dropout(self.norm_out(attended) * u))
+        return x + update
 
 
 class HSTUNetwork(nn.Module):
@@ -72,7 +82,7 @@ class HSTUNetwork(nn.Module):
         self.blocks = nn.ModuleList(HSTUBlock(config) for _ in range(config.blocks))
 
     def forward(self, tokens: Tensor, offsets: Tensor) -> Tensor:
-        x = self.dropout(self.embedding(tokens))
+        x: Tensor = self.dropout(self.embedding(tokens))
         for block in self.blocks:
             x = block(x, offsets)
         return x
@@ -101,7 +111,9 @@ class HSTU(Recommender):
             torch.manual_seed(config.seed)
             rng = np.random.default_rng(config.seed)
             self.network = HSTUNetwork(config, n_items).train()
-            optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+            optimizer = torch.optim.AdamW(
+                self.network.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay, fused=True
+            )
             epochs = (batches(sequences, config.max_length, config.batch_tokens, rng) for _ in range(config.epochs))
             steps_an_epoch = -(-len(dataset) // config.batch_tokens)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / (config.epochs * steps_an_epoch)))
@@ -110,7 +122,7 @@ class HSTU(Recommender):
                 for targets in windows:
                     loss = self._loss(targets, n_items)
                     optimizer.zero_grad()
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
                     schedule.step()
                     total += float(loss.detach()) * len(targets.values)
@@ -177,4 +189,4 @@ def latest(rows: Jagged, count: int) -> Jagged:
 
 def one_cycle(share: float) -> float:
     """Learning rate, as a share of its peak, after a share of training: up a line for a tenth, then down a cosine."""
-    return min(share / 0.1, 1.0) * 0.5 * (1 + np.cos(np.pi * min(share, 1.0)))
+    return min(share / 0.1, 1.0) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_logs import logs
 
 from recsys_core.data import Dataset, Histories, Jagged, Vocabulary
 from recsys_core.errors import DataError
-from tests.recsys_core.logs import logs
 
 
 def change(dataset: Dataset, **new: object) -> Dataset:

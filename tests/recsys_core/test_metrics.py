@@ -156,7 +156,7 @@ def test_beyond_accuracy_on_lists_worked_by_hand() -> None:
     counts = np.array([8, 4, 4, 0], np.int64)
     lists = np.array([[0, 1], [0, -1]], np.int64)
     assert coverage(lists, 4) == 0.5
-    # Exposures 2, 1, 0, 0: the mean absolute difference over the 16 ordered pairs is 2 * (1 + 2 + 2 + 1 + 1 + 0) / 16, twice the mean of 0.75.
+    # Exposures 2, 1, 0, 0: 16 ordered pairs differ by 2 * (1 + 2 + 2 + 1 + 1 + 0) in all, and the mean is 0.75.
     assert gini(lists, 4) == pytest.approx(14 / 16 / (2 * 0.75))
     assert mean_popularity(lists, counts) == pytest.approx(20 / 3)
     assert novelty(lists, counts) == pytest.approx((1 + 2 + 1) / 3)

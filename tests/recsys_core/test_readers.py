@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import time
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ GOOD = "user,item,timestamp,rating\nu1,a,10,4\nu2,b,20,3.5\nu1,b,30,5\n"
 
 def write(folder: Path, name: str, text: str) -> Path:
     path = folder / name
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    path.write_bytes(text.encode())
     return path
 
 
@@ -244,8 +245,6 @@ def test_gini_is_its_definition(counts: list[int]) -> None:
 
 
 def test_describe_is_json_even_for_an_empty_log(tmp_path: Path) -> None:
-    import json
-
     dataset = load_dataset(write(tmp_path, "log.csv", GOOD))
     facts = describe(dataset)
     assert json.loads(json.dumps(facts)) == facts

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from random_logs import logs
 
 from recsys_core.data import Dataset, Vocabulary, global_time, leave_one_out
 from recsys_core.errors import DataError
-from tests.recsys_core.logs import logs
 
 
 @given(logs(), st.integers(3, 5))

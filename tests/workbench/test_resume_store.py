@@ -68,7 +68,7 @@ def test_kill_9_loses_no_committed_page_and_doubles_none(tmp_path: Path) -> None
     with Store.open(path) as store:
         run = store.start_run("simulate", "killed", {}, 0)
     promised: set[tuple[int, int]] = set()
-    for _ in range(6):
+    for _ in range(5):
         lines = kill_after_first_output(child(path, run), draw.uniform(0.0, 0.3))
         new = {(int(user), int(number)) for line in lines for user, number in (word.split(":") for word in line.split())}
         assert not new & promised, "a page was written twice"
@@ -102,7 +102,7 @@ def test_an_interrupted_run_ends_with_the_log_of_an_uninterrupted_one(tmp_path: 
         assert len(store.pages(cut)) == USERS * 12
 
 
-class Stop(Exception):
+class StopError(Exception):
     pass
 
 
@@ -114,11 +114,11 @@ def simulate_until(store: Store, run: str, commits: int) -> None:
         def pages(self, records: list[PageRecord]) -> None:
             nonlocal left
             if not left:
-                raise Stop
+                raise StopError
             left -= 1
             super().pages(records)
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         simulate(Interrupted(sink._database, run))
 
 

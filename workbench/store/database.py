@@ -94,7 +94,7 @@ def _parse(target: str | Path) -> URL:
         return URL.create("sqlite", database=text)
     try:
         url = make_url(text)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
         raise DataError("the store URL cannot be parsed; use a file path or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE") from error
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise DataError(f"store URL of kind {url.drivername!r}; a store is an SQLite file or postgresql+psycopg://")

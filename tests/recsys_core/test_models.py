@@ -1,0 +1,265 @@
+"""What every recommender promises, and what each can learn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import recsys_core
+from recsys_core import Histories, ModelConfig, Recommender
+from recsys_core.data.dataset import Dataset, Vocabulary
+from recsys_core.data.split import leave_one_out
+from recsys_core.errors import DataError, UnknownNameError
+from recsys_core.models import registry
+from recsys_core.models.ease import EASE
+from recsys_core.models.popularity import Popularity
+
+SMALL = {
+    "random": {},
+    "popularity": {},
+    "ease": {"l2": 5.0},
+    "bpr": {"dim": 8, "epochs": 15, "batch_size": 512},
+    "hstu": {"dim": 16, "heads": 2, "blocks": 2, "max_length": 8, "epochs": 2, "negatives": 16, "batch_tokens": 256},
+}
+
+
+def log(rows: list[list[int]], n_items: int) -> Dataset:
+    """A dataset of one row of items a user, in that order."""
+    user = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+    item = np.concatenate([np.asarray(r, np.int64) for r in rows])
+    return Dataset(
+        "made", Vocabulary(f"u{u}" for u in range(len(rows))), Vocabulary(f"i{i}" for i in range(n_items)), user, item, np.arange(len(item))
+    )
+
+
+def blocks(users: int = 120, size: int = 10, groups: int = 4, seed: int = 0) -> Dataset:
+    """Users who take items of one group of `size` items only, six of them."""
+    rng = np.random.default_rng(seed)
+    return log([(u % groups * size + rng.permutation(size)[:6]).tolist() for u in range(users)], size * groups)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return blocks()
+
+
+@pytest.fixture(scope="module", params=sorted(SMALL))
+def fitted(request: pytest.FixtureRequest, data: Dataset) -> Recommender:
+    return recsys_core.create(request.param, **SMALL[request.param]).fit(data)
+
+
+def histories(data: Dataset) -> Histories:
+    """Known users with their training history, known ones with another, unknown ones, and empty histories."""
+    rows = data.sequences()
+    return Histories.of([rows[0], rows[1], [*rows[2], 39], [], [], [3], [3, 4, 5, 3], list(range(40))], [0, 1, 2, 3, -1, -1, -1, -1])
+
+
+def test_every_built_in_model_is_tested_here() -> None:
+    assert set(recsys_core.known_models()) >= set(SMALL)
+    assert set(registry._BUILT_IN) == set(SMALL)
+
+
+def test_scores_cover_the_catalogue_for_every_kind_of_user(fitted: Recommender, data: Dataset) -> None:
+    scores = fitted.score(histories(data))
+    assert scores.shape == (8, 40)
+    assert scores.dtype == np.float32
+    assert np.isfinite(scores).all()
+
+
+def test_batch_of_none_and_blocks_of_one(fitted: Recommender, data: Dataset) -> None:
+    batch = histories(data)
+    together = fitted.score(batch)
+    assert fitted.score(batch.slice(0, 0)).shape == (0, 40)
+    alone = np.concatenate([fitted.score(batch.slice(i, i + 1)) for i in range(len(batch))])
+    np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-5)
+
+
+def test_fit_and_score_are_functions_of_the_seed(fitted: Recommender, data: Dataset) -> None:
+    again = recsys_core.create(fitted.name, **SMALL[fitted.name]).fit(data)
+    np.testing.assert_array_equal(again.score(histories(data)), fitted.score(histories(data)))
+
+
+@pytest.mark.parametrize("name", ["random", "bpr", "hstu"])
+def test_another_seed_gives_another_model(name: str, data: Dataset) -> None:
+    one, two = (recsys_core.create(name, seed=s, **SMALL[name]).fit(data).score(histories(data)) for s in (1, 2))
+    assert not np.array_equal(one, two)
+
+
+def test_saved_and_loaded_scores_are_bit_equal(fitted: Recommender, data: Dataset, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "model")
+    loaded = recsys_core.load(tmp_path / "model")
+    assert type(loaded) is type(fitted)
+    assert loaded.config == fitted.config
+    np.testing.assert_array_equal(loaded.score(histories(data)), fitted.score(histories(data)))
+
+
+def test_training_leaves_the_global_random_state_alone(data: Dataset) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    for name in ("bpr", "hstu"):
+        recsys_core.create(name, **SMALL[name]).fit(data)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_progress_rises_to_one_and_can_interrupt(fitted: Recommender, data: Dataset) -> None:
+    shares: list[float] = []
+    recsys_core.create(fitted.name, **SMALL[fitted.name]).fit(data, lambda share, text: shares.append(share))
+    assert shares == sorted(shares)
+    if shares:
+        assert shares[-1] == 1
+
+    def stop(share: float, text: str) -> None:
+        raise KeyboardInterrupt
+
+    if shares:
+        with pytest.raises(KeyboardInterrupt):
+            recsys_core.create(fitted.name, **SMALL[fitted.name]).fit(data, stop)
+
+
+def test_unknown_items_are_refused(fitted: Recommender) -> None:
+    with pytest.raises(DataError, match=r"0 \.\. 40; .* knows 0 \.\. 39"):
+        fitted.score(Histories.of([[0, 40]]))
+    with pytest.raises(DataError, match="unknown id"):
+        Histories.external(fitted.items, [["i1", "nowhere"]])  # type: ignore[arg-type]
+
+
+def test_untrained_model_says_so() -> None:
+    for name in SMALL:
+        with pytest.raises(DataError, match="has not been trained"):
+            recsys_core.create(name).score(Histories.of([[0]]))
+
+
+def test_random_depends_on_user_history_and_seed_only(data: Dataset) -> None:
+    model = recsys_core.create("random", seed=3).fit(data)
+    scores = model.score(Histories.of([[1, 2], [2, 1], [1, 2], [1, 2], []], [-1, -1, 7, -1, -1]))
+    np.testing.assert_array_equal(scores[0], scores[3])
+    assert len({row.tobytes() for row in scores}) == 4
+    many = model.score(Histories.of([[i] for i in range(40)], range(40)))
+    assert abs(many.mean() - 0.5) < 0.03
+    assert abs(np.corrcoef(many).mean() - 1 / 40) < 0.02
+    assert ((many >= 0) & (many < 1)).all()
+
+
+def test_popularity_counts() -> None:
+    model = Popularity().fit(log([[0, 2], [2, 1], [2]], 4))
+    assert model.score(Histories.of([[], [2]])).tolist() == [[1, 1, 3, 0]] * 2
+    assert model.recommend(Histories.of([[2]]), 2).items.tolist() == [[0, 1]]
+
+
+def test_ease_is_the_constrained_ridge_solution() -> None:
+    data = blocks(users=40, size=5, groups=2)
+    model = EASE(EASE.Config(l2=2.0)).fit(data)
+    x = np.zeros((40, 10))
+    x[data.user, data.item] = 1
+    for item in range(10):
+        others = [i for i in range(10) if i != item]
+        solution = np.linalg.solve(x[:, others].T @ x[:, others] + 2.0 * np.eye(9), x[:, others].T @ x[:, item])
+        np.testing.assert_allclose(model.weights[others, item], solution, atol=1e-5)
+    assert not np.diag(model.weights).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("ease", {"l2": 5.0}), ("bpr", {"dim": 8, "epochs": 60, "batch_size": 256, "learning_rate": 0.05})]
+)
+def test_co_occurrence_is_learned(name: str, config: dict[str, float], data: Dataset) -> None:
+    model = recsys_core.create(name, **config).fit(data)
+    rows = data.sequences()
+    known = model.recommend(Histories.of([rows[u] for u in range(40)], range(40)), 4).items
+    assert (known // 10 == np.arange(40)[:, None] % 4).mean() > 0.95
+    # Users never met, from four items of a group.
+    strangers = model.recommend(Histories.of([[g * 10 + i for i in range(4)] for g in range(4)]), 6).items
+    assert (strangers // 10 == np.arange(4)[:, None]).mean() > 0.95
+
+
+def test_bpr_meets_a_known_user_by_id_and_follows_a_grown_history(data: Dataset) -> None:
+    model = recsys_core.create("bpr", dim=8, epochs=60, batch_size=256, learning_rate=0.05).fit(data)
+    row = data.sequences()[0]
+    learned = model.score(Histories.of([row], [0]))
+    plain = model.user_factors[0] @ model.item_factors.T + model.item_bias  # type: ignore[attr-defined]
+    np.testing.assert_allclose(learned[0], plain, atol=1e-4)
+    np.testing.assert_allclose(model.score(Histories.of([[]], [0]))[0], plain, atol=1e-4)
+    grown = model.score(Histories.of([[*row, *range(10, 20)]], [0]))[0] - plain
+    assert grown[10:20].mean() > grown[20:].mean()
+    with pytest.raises(DataError, match=r"user id 120 is outside training's 0 \.\. 119"):
+        model.score(Histories.of([[1]], [120]))
+
+
+def test_bpr_takes_users_without_training_rows_for_strangers() -> None:
+    data = blocks()
+    partial = data.rows(data.user > 0)
+    model = recsys_core.create("bpr", **SMALL["bpr"]).fit(partial)
+    row = data.sequences()[0]
+    np.testing.assert_array_equal(model.score(Histories.of([row], [0])), model.score(Histories.of([row], [-1])))
+
+
+def test_unknown_names_and_settings_are_explained() -> None:
+    with pytest.raises(
+        UnknownNameError, match=r"unknown recommender 'hsut'; did you mean 'hstu'\? known: .*bpr, ease, hstu, popularity, random"
+    ):
+        recsys_core.create("hsut")
+    with pytest.raises(DataError, match=r"config field 'l3' of recommender 'ease' is unknown; known fields: seed, l2") as caught:
+        recsys_core.create("ease", l3=1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"config field 'l2' of recommender 'ease' is -1: .*greater than 0"):
+        recsys_core.create("ease", l2=-1)
+    with pytest.raises(DataError, match="heads"):
+        recsys_core.create("hstu", dim=10, heads=3)
+
+
+def test_registered_and_installed_models_are_found(monkeypatch: pytest.MonkeyPatch, data: Dataset, tmp_path: Path) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+
+    @recsys_core.register
+    class Mine(Popularity):
+        name = "mine"
+
+    assert "mine" in recsys_core.known_models()
+    recsys_core.create("mine").fit(data).save(tmp_path)
+    assert isinstance(recsys_core.load(tmp_path), Mine)
+    with pytest.raises(DataError, match="'ease' is taken"):
+        recsys_core.register(type("Other", (Popularity,), {"name": "ease"}))
+
+    points = {
+        n: registry.EntryPoint(n, v, registry.ENTRY_POINTS)
+        for n, v in {"theirs": "recsys_core.models.ease:EASE", "bad": "json:dumps"}.items()
+    }
+    monkeypatch.setattr(registry, "entry_points", lambda group: list(points.values()) if group == registry.ENTRY_POINTS else [])
+    assert isinstance(recsys_core.create("theirs"), EASE)
+    with pytest.raises(DataError, match=r"'json:dumps' for recommender 'bad' is not a subclass"):
+        recsys_core.create("bad")
+
+
+def test_loading_what_is_no_model_is_explained(tmp_path: Path, data: Dataset) -> None:
+    with pytest.raises(DataError, match=r"model.json"):
+        recsys_core.load(tmp_path)
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(DataError, match="not a recommender's description"):
+        recsys_core.load(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({"name": "nothing"}))
+    with pytest.raises(UnknownNameError):
+        recsys_core.load(tmp_path)
+    recsys_core.create("popularity").fit(data).save(tmp_path)
+    with pytest.raises(DataError, match=r"recsys_core\.load"):
+        EASE.load(tmp_path)
+
+
+def test_every_setting_has_a_description() -> None:
+    for name in SMALL:
+        config: type[ModelConfig] = registry.model_class(name).Config
+        assert all(field.description for field in config.model_fields.values()), name
+
+
+def test_evaluation_on_planted_groups_is_what_chance_within_a_group_gives(data: Dataset) -> None:
+    split = leave_one_out(data)
+    auc = {
+        name: recsys_core.evaluate(recsys_core.create(name, **SMALL[name]).fit(split.train), split.test).means["AUC"]
+        for name in ("random", "ease")
+    }
+    # Of the 34 unseen negatives 4 share the target's group, and only their order against it is open.
+    assert auc["ease"] == pytest.approx(1 - 2 / 34, abs=0.03)
+    assert auc["random"] == pytest.approx(0.5, abs=0.1)
