@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from agents import prompts
-from agents.chat import Answer, ChatClient, ChatRequest, Message, ScoreRequest
+from agents.chat import Answer, CallFailed, ChatClient, ChatRequest, Message, ScoreRequest
 from agents.seeding import stream
 from agents.types import FEELINGS, Decision, Feeling, PageContext, PageItem, Policy, Watch
 from recsys_core.errors import DataError
@@ -77,7 +77,10 @@ class LLMPolicy:
 
     async def _by_likelihood(self, context: PageContext) -> Decision:
         titles = tuple(f" {prompts.one_line(i.title)}" for i in context.items)
-        scored = await self.client.score(ScoreRequest(prompts.taste_prompt(context.persona), titles, prompts.EMPTY_TASTE))
+        try:
+            scored = await self.client.score(ScoreRequest(prompts.taste_prompt(context.persona), titles, prompts.EMPTY_TASTE))
+        except CallFailed as failed:
+            return await self._fall_back(context, str(failed), ())
         preference = np.array(scored.scores)
         taken = self._draw(context, preference)
         schema = prompts.reaction_schema(len(taken), self.levels)

@@ -58,10 +58,10 @@ def simulate(store: Store, experiment: Experiment, settings: SimulationSettings,
     dataset, split = load_split(experiment.data)
     resolved = RunSettings(name=experiment.name, seed=experiment.seed, data=experiment.data, simulation=settings)
     users = pick_users(split, settings, experiment.seed)
-    with chat_client(settings, store) as client:
-        run = store.start_run("simulate", experiment.name, resolved.model_dump(mode="json"), experiment.seed, dataset, split)
-        with marked(store, run):
-            return _run(store, run, resolved, split, users, client, progress)
+    client = chat_client(settings, store)
+    run = store.start_run("simulate", experiment.name, resolved.model_dump(mode="json"), experiment.seed, dataset, split)
+    with marked(store, run):
+        return _run(store, run, resolved, split, users, client, progress)
 
 
 def resume(store: Store, run: str, progress: Progress, llm: LLMSettings | None = None) -> Outcome:
@@ -83,10 +83,10 @@ def resume(store: Store, run: str, progress: Progress, llm: LLMSettings | None =
     if summary.status == "finished":
         raise DataError(f"run {run} is finished; there is nothing to resume")
     users = pick_users(split, resolved.simulation, resolved.seed)
-    with chat_client(resolved.simulation, store) as client:
-        store.record_status(run, "resumed")
-        with marked(store, run):
-            return _run(store, run, resolved, split, users, client, progress)
+    client = chat_client(resolved.simulation, store)
+    store.record_status(run, "resumed")
+    with marked(store, run):
+        return _run(store, run, resolved, split, users, client, progress)
 
 
 def pick_users(split: Split, settings: SimulationSettings, seed: int) -> Ints:
@@ -99,21 +99,14 @@ def pick_users(split: Split, settings: SimulationSettings, seed: int) -> Ints:
     return np.sort(wanted)
 
 
-@contextmanager
-def chat_client(settings: SimulationSettings, store: Store) -> Iterator[ChatClient | None]:
+def chat_client(settings: SimulationSettings, store: Store) -> ChatClient | None:
     """The client of an `llm` policy, with the store's response cache; None for policies without a model."""
     if settings.policy != "llm":
-        yield None
-        return
+        return None
     llm = settings.llm
-    budget = Budget(max_calls=llm.max_calls, max_tokens=llm.max_tokens, max_cost=llm.max_cost, max_seconds=llm.max_seconds)
-    client = connect(
-        llm.spec, cache=store.response_cache(), concurrency=llm.concurrency, timeout=llm.timeout, retries=llm.retries, budget=budget
-    )
-    try:
-        yield client
-    finally:
-        client.close()
+    budget = Budget(tokens=llm.max_tokens, cost=llm.max_cost, calls=llm.max_calls, wall=llm.max_seconds)
+    cache = store.response_cache()
+    return connect(llm.spec, cache=cache, concurrency=llm.concurrency, timeout=llm.timeout, retries=llm.retries, budget=budget)
 
 
 @contextmanager

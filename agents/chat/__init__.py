@@ -54,9 +54,10 @@ def connect(
     price: Price | None = None,
     on_call: Callable[[CallRecord], None] | None = None,
 ) -> ChatClient:
-    """A client for a spec string or a LangChain chat model; the settings are those of ChatClient. price: else WORKBENCH_LLM_PRICE, else unknown.
+    """A client for a spec string or a LangChain chat model; the settings are those of ChatClient.
 
-    Raises DataError for a malformed spec or a cost budget without a price, UnavailableError where a key, a package or the weights are missing.
+    price: left out, the environment's WORKBENCH_LLM_PRICE is used; without either, costs are unknown and counted as 0.
+    Raises DataError for a malformed spec or a cost budget without a price, UnavailableError where a key, package or weights are missing.
     """
     found = endpoint(model)
     price = price or (Price(0.0, 0.0) if found.sampling == "embedded" else Price.from_environment())

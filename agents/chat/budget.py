@@ -30,8 +30,9 @@ class Amount:
 
 @dataclass(eq=False)
 class Budget:
-    """Bounds of one run; None leaves a quantity free. tokens: prompt and completion together; cost: US dollars; wall: seconds from the first question.
+    """Bounds of one run; None leaves a quantity free.
 
+    tokens: prompt and completion together; cost: US dollars; calls: calls sent, retries too; wall: seconds from the first question.
     Belongs to one event loop; several clients may share it.
     """
 

@@ -46,8 +46,8 @@ class ChatClient:
     """One model, asked by many agents at a time. Belongs to one event loop.
 
     cache: answers kept beyond this client, None for none; concurrency: questions in flight; timeout: seconds a call may take;
-    retries: further attempts of a failed call, and further questions after an unusable answer; backoff: seconds before the first retry, then doubling;
-    on_call: gets one record a question, cached ones too.
+    retries: further attempts of a failed call, and further questions after an unusable answer;
+    backoff: seconds before the first retry, then doubling; on_call: gets one record a question, cached ones too.
     """
 
     def __init__(
@@ -85,14 +85,15 @@ class ChatClient:
     async def ask(self, request: ChatRequest) -> Response:
         """One answer, from the cache where it has one. Equal questions in flight are asked once.
 
-        Raises CallFailed when this question got no answer, UnavailableError when the endpoint is of no use, BudgetExceeded before a bound is passed.
+        Raises CallFailed when this question got no answer, UnavailableError when the endpoint is of no use, and BudgetExceeded before
+        a bound is passed.
         """
         return await self._answer(request, lambda: self._chat(request))
 
     async def ask_json(self, request: ChatRequest, parse: Callable[[str], T]) -> Answer[T]:
-        """One parsed answer. `parse` raises ValueError, KeyError or TypeError for text it cannot use; the question is then repeated, a bounded number of times.
+        """One parsed answer. `parse` raises ValueError, KeyError or TypeError for text it cannot use; the question is then repeated.
 
-        A question that stays without a usable answer gives `value` None and the reason, since one agent's page must not end the run.
+        After `retries` repetitions, or a failed call, `value` is None with the reason: one agent's page must not end the run.
         """
         keys: list[str] = []
         error = ""
@@ -115,7 +116,10 @@ class ChatClient:
         return Answer(None, f"{error} ({len(keys)} tries)", tuple(keys))
 
     async def score(self, request: ScoreRequest) -> Scores:
-        """How likely each continuation is (PMI where the request has an empty context). Raises as `ask` does, and UnavailableError where the model cannot score."""
+        """How likely each continuation is (PMI where the request has an empty context).
+
+        Raises as `ask` does, and UnavailableError where the model cannot score.
+        """
         if not self.can_score:
             raise UnavailableError(f"chat model {self.model_id!r} gives no likelihoods of given texts; use the embedded model for scoring")
         response = await self._answer(request, lambda: self._score(request))
@@ -123,7 +127,7 @@ class ChatClient:
 
     async def _answer(self, request: Request, dispatch: Callable[[], Awaitable[Response]]) -> Response:
         started, key = time.monotonic(), request_key(self.model_id, request)
-        if self.cache and (known := self.cache.get(key)):
+        if self.cache is not None and (known := self.cache.get(key)):
             self._book(request, key, started, known, cached=True)
             return known
         flying = key in self._flights
@@ -155,7 +159,7 @@ class ChatClient:
             self.counts.retries += 1
             await asyncio.sleep(wait)
         self._failed_in_a_row, self._succeeded = 0, True
-        if self.cache:
+        if self.cache is not None:
             self.cache.put(key, self.model_id, request, response)
         self._book(request, key, started, response, retries=attempt)
         return response
@@ -192,7 +196,8 @@ class ChatClient:
         asked = f", the server asks to wait {failure.wait:g} s" if (failure.wait or 0) > failures.LONGEST_WAIT else ""
         if self._failed_in_a_row >= _BREAKER:
             self._down = UnavailableError(
-                f"chat model {self.model_id!r} at {self.endpoint.where} failed {_BREAKER} questions in a row, the last with: {failure.cause}{asked}; run again to resume"
+                f"chat model {self.model_id!r} at {self.endpoint.where} failed {_BREAKER} questions in a row, "
+                f"the last with: {failure.cause}{asked}; run again to resume"
             )
             return self._down
         return CallFailed(f"no answer from {self.endpoint.where} after {retries + 1} attempts: {failure.cause}{asked}")

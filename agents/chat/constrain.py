@@ -14,7 +14,7 @@ from torch import Tensor
 from agents.chat.text import Text
 from recsys_core.errors import DataError, missing_extra
 
-_COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+_COMPACT: Any = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 """No white space between JSON tokens: each one would cost a decode step and lets a small model wander."""
 _KEPT = 256
 

@@ -70,7 +70,7 @@ class _Score:
 
 
 def native_dtype() -> torch.dtype:
-    """bfloat16 where the CPU multiplies it in hardware (AVX512-BF16, AMX, ARM BF16), else float32; emulated bfloat16 is slower than either."""
+    """bfloat16 where the CPU multiplies it in hardware (AVX512-BF16, AMX, ARM BF16), else float32: emulated, it would be slower."""
     able = torch.cpu.get_capabilities()
     return torch.bfloat16 if any(able.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")) else torch.float32
 
@@ -227,12 +227,10 @@ class Engine:
 
     def _fail(self, error: Exception) -> None:
         self._decoder.rows.clear()
-        while not self._inbox.empty():
-            job = self._inbox.get()
+        arrived = [self._inbox.get() for _ in range(self._inbox.qsize())]
+        for job in (*self._running.values(), *self._chats, *self._scores, *arrived):
             if job is not None:
-                (self._chats if isinstance(job, _Chat) else self._scores).append(job)  # type: ignore[arg-type]
-        for job in (*self._running.values(), *self._chats, *self._scores):
-            _resolve(job.future, error)
+                _resolve(job.future, error)
         self._running.clear()
         self._chats.clear()
         self._scores.clear()

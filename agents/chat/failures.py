@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-from recsys_core.errors import WorkbenchError
+from recsys_core.errors import UnavailableError, WorkbenchError
 
 Kind = Literal["retry", "question", "endpoint"]
 LONGEST_WAIT = 60.0
@@ -27,8 +27,13 @@ class Failure:
 
 
 def read(error: Exception, first: bool) -> Failure:
-    """Classifies an error of a model call. first: no call of this client has succeeded yet, so an unreachable address is likely a wrong one."""
+    """Classifies an error of a model call.
+
+    first: no call of this client has succeeded yet, so an unreachable address is likely a wrong one.
+    """
     cause = _one_line(error)
+    if isinstance(error, UnavailableError):
+        return Failure("endpoint", cause)
     if isinstance(error, WorkbenchError):
         return Failure("question", cause)
     if isinstance(error, TimeoutError):
@@ -78,7 +83,7 @@ def _retry_after(error: Exception) -> float | None:
 
 
 def pause(key: str, attempt: int, base: float, asked: float | None) -> float:
-    """Seconds before the next attempt: what the server asked for, else exponential back-off with jitter drawn from the question's own key."""
+    """Seconds before the next attempt: as the server asked, else exponential back-off with jitter drawn from the question's own key."""
     if asked is not None:
         return asked
     draw = int.from_bytes(hashlib.sha256(f"{key}/{attempt}".encode()).digest()[:4]) / 2**32

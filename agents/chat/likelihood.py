@@ -50,7 +50,13 @@ def log_likelihoods(model: Llama, trees: Sequence[Tree]) -> list[list[float]]:
     """For each tree, the sum of log P(token | what precedes it) over each branch, in nats; 0 for an empty branch."""
     if not trees:
         return []
-    ids, rows, columns, positions, at, targets, owner = [], [], [], [], [], [], []
+    ids: list[int] = []
+    rows: list[int] = []
+    columns: list[int] = []
+    positions: list[int] = []
+    at: list[int] = []
+    targets: list[int] = []
+    owner: list[int] = []
     width = max(t.nodes for t in trees)
     mask = torch.zeros(len(trees), width, width, dtype=torch.bool)
     offset = count = 0
@@ -72,19 +78,21 @@ def log_likelihoods(model: Llama, trees: Sequence[Tree]) -> list[list[float]]:
                 targets += branch.tokens
                 owner += [count] * len(branch.tokens)
             node, count = stop, count + 1
-        mask[row, node:, 0] = True
         rows += [row] * node
         columns += range(node)
         offset += node
-    packed = [torch.tensor(x) for x in (ids, rows, columns, positions)]
-    hidden = model.forward(*packed, model.cache(len(trees), width), mask)
+    kv = model.cache(len(trees), width)
+    hidden = model.forward(torch.tensor(ids), torch.tensor(rows), torch.tensor(columns), torch.tensor(positions), kv, mask)
     total = torch.zeros(count, dtype=torch.float64)
     if targets:
         total.index_add_(0, torch.tensor(owner), _token_log_probability(model, hidden[torch.tensor(at)], torch.tensor(targets)).double())
-    return [part.tolist() for part in total.split([len(t.branches) for t in trees])]
+    return [part.tolist() for part in torch.split(total, [len(t.branches) for t in trees])]
 
 
 def _token_log_probability(model: Llama, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """log softmax of the chosen tokens, [N] float32. The token's own logit is exact; rounding in the normalizer averages out over the vocabulary."""
-    parts = zip(hidden.split(_HEAD_ROWS), tokens.split(_HEAD_ROWS), strict=True)
+    """Log softmax of the chosen tokens, [N] float32.
+
+    The token's own logit is exact; rounding in the normalizer averages out over the vocabulary.
+    """
+    parts = zip(torch.split(hidden, _HEAD_ROWS), torch.split(tokens, _HEAD_ROWS), strict=True)
     return torch.cat([model.exact_logits(h, t[:, None])[:, 0] - model.logits(h).logsumexp(-1) for h, t in parts])

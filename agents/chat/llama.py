@@ -92,8 +92,9 @@ class Llama:
     def forward(self, ids: Tensor, rows: Tensor, columns: Tensor, positions: Tensor, kv: KeyValues, mask: Tensor) -> Tensor:
         """Final hidden states [T, hidden] of packed tokens, whose keys and values are written into `kv`.
 
-        ids, rows, columns, positions: [T] int64; rows ascend, and token t goes to `kv` at (rows[t], columns[t]) with rotary position positions[t].
-        mask: [B, Q, W] bool, True where the q-th new token of row b may look at column w of its cache row; Q is the largest number of new tokens in a row.
+        ids, rows, columns, positions: [T] int64; rows ascend; token t goes to `kv` at (rows[t], columns[t]), rotated by positions[t].
+        mask: [B, Q, W] bool, True where the q-th new token of row b may look at column w of its cache row; Q is the largest number of
+        new tokens in a row.
         """
         c = self.config
         batch, longest, width = mask.shape

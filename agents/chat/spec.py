@@ -24,7 +24,8 @@ class Endpoint:
     """A chat model and what the client must know about it.
 
     model_id: its identity in the response cache; where: its address for error messages; concurrency: how many questions it takes at a time;
-    sampling: how a request's settings are passed: `openai` (hosted), `compatible` (same protocol elsewhere), `embedded`, `plain` (temperature and max_tokens only).
+    sampling: how a request's settings are passed: `openai` (hosted), `compatible` (same protocol elsewhere), `embedded`, or `plain`
+    (temperature and max_tokens only; the answer's shape is then up to the prompt).
     """
 
     model: BaseChatModel
@@ -44,7 +45,7 @@ class Endpoint:
         )
         if self.sampling == "embedded":
             return shared | ({"response_format": form} if form else {})
-        # In the body rather than as an argument: the SDK's own parsing of structured answers fails on a cut or malformed one, and we want its text.
+        # In the body rather than as an argument: the SDK's own parsing raises on an answer cut short, and we want its text.
         body: dict[str, Any] = {"response_format": form} if form else {}
         if self.sampling == "compatible":
             # Not every server knows OpenAI's newer name for it, `max_completion_tokens`.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agents.chat.types import Message
+from recsys_core.errors import DataError
 
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 """What SmolLM2 was tuned with where a conversation has no system turn."""
@@ -21,9 +22,13 @@ class Text:
         self._tokenizer = Tokenizer.from_str(self.json)
         # An item title that spells a control token is encoded as plain characters.
         self._tokenizer.encode_special_tokens = True
-        self.document, self.turn, self.end = (
-            self._tokenizer.token_to_id(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-        )
+        self.document, self.turn, self.end = (self._control(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+
+    def _control(self, token: str) -> int:
+        found: int | None = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise DataError(f"the tokenizer has no {token}; the embedded model needs one of SmolLM2's family")
+        return found
 
     @property
     def stops(self) -> list[int]:

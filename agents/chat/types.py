@@ -55,7 +55,10 @@ def request_key(model_id: str, request: Request) -> str:
 
 @dataclass(frozen=True)
 class Response:
-    """One answer. text: what the model wrote, or for a score request a JSON list; tokens as the model's own tokenizer or endpoint counts them."""
+    """One answer.
+
+    text: what the model wrote, or for a score request a JSON list of scores; tokens as the model's own tokenizer or endpoint counts them.
+    """
 
     text: str
     prompt_tokens: int

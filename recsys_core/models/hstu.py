@@ -16,6 +16,9 @@ from kernels.hstu_attention import hstu_attention
 from recsys_core.data.dataset import Dataset, Ints, Jagged
 from recsys_core.recommender import Histories, ModelConfig, Progress, Recommender
 
+# A logit without weight; -inf would give NaN gradients where every negative happens to be the target.
+_NEVER = -1e30
+
 
 class HSTUConfig(ModelConfig):
     """Settings of HSTU; the defaults were chosen on the validation part of MovieLens-100K."""
@@ -24,9 +27,9 @@ class HSTUConfig(ModelConfig):
     """Seed of the initial weights, windows, dropout and negatives."""
     dim: int = Field(64, ge=1)
     """Width of item embeddings and of the residual stream."""
-    heads: int = Field(2, ge=1)
+    heads: int = Field(1, ge=1)
     """Attention heads; they share `dim`, so it must be a multiple."""
-    blocks: int = Field(2, ge=1)
+    blocks: int = Field(1, ge=1)
     """HSTU layers."""
     max_length: int = Field(64, ge=2)
     """Tokens of context: the start token and the latest max_length - 1 items. Longer training sequences are cut into windows."""
@@ -36,11 +39,11 @@ class HSTUConfig(ModelConfig):
     """Divides cosine similarities before the softmax."""
     negatives: int = Field(512, ge=1)
     """Uniform negatives drawn for each batch and shared by its positions."""
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(16, ge=1)
     """Passes over the log."""
-    batch_tokens: int = Field(2048, ge=1)
+    batch_tokens: int = Field(1024, ge=1)
     """Positions a step, about."""
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(0.01, gt=0)
     """Peak of AdamW's learning rate, which rises for a tenth of training and then falls along a cosine."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's weight decay."""
@@ -65,7 +68,7 @@ class HSTUBlock(nn.Module):
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         u, v, q, k = functional.silu(self.uvqk(self.norm_in(x))).chunk(4, dim=1)
-        v, q, k = (t.view(len(t), self.heads, -1) for t in (v, q, k))
+        v, q, k = (t.view(len(t), self.heads, t.shape[1] // self.heads) for t in (v, q, k))
         attended = hstu_attention(q, k, v, offsets, self.length, self.position_bias).flatten(1)
         update: Tensor = self.out(self.dropout(self.norm_out(attended) * u))
         return x + update
@@ -116,7 +119,7 @@ class HSTU(Recommender):
             )
             epochs = (batches(sequences, config.max_length, config.batch_tokens, rng) for _ in range(config.epochs))
             steps_an_epoch = -(-len(dataset) // config.batch_tokens)
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step / (config.epochs * steps_an_epoch)))
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle((step + 0.5) / (config.epochs * steps_an_epoch)))
             for epoch, windows in enumerate(epochs):
                 total = 0.0
                 for targets in windows:
@@ -135,7 +138,7 @@ class HSTU(Recommender):
         states = functional.normalize(self.network(tokens, torch.from_numpy(targets.offsets)), dim=1) / self.config.temperature
         negatives = torch.randint(n_items, (self.config.negatives,))
         positive = (states * self.network.item_vectors(wanted)).sum(1)
-        others = (states @ self.network.item_vectors(negatives).T).masked_fill_(wanted[:, None] == negatives, -torch.inf)
+        others = (states @ self.network.item_vectors(negatives).T).masked_fill_(wanted[:, None] == negatives, _NEVER)
         # -log softmax of the positive among itself and the negatives.
         return functional.softplus(others.logsumexp(1) - positive).mean()
 

@@ -8,7 +8,10 @@ import typer
 from rich.markup import escape
 
 from recsys_core.errors import WorkbenchError
-from workbench.cli import data, demo, export, models, runs, simulate
+from workbench.cli import data, models, runs
+from workbench.cli.demo import demo
+from workbench.cli.export import export
+from workbench.cli.simulate import augment, simulate
 from workbench.cli.ui import progress_console
 
 app = typer.Typer(
@@ -18,13 +21,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("demo")(demo.demo)
+app.command("demo")(demo)
 app.add_typer(data.app, name="data")
 app.command("train")(models.train)
 app.command("evaluate")(models.evaluate)
-app.command("simulate")(simulate.simulate)
-app.command("augment")(simulate.augment)
-app.command("export")(export.export)
+app.command("simulate")(simulate)
+app.command("augment")(augment)
+app.command("export")(export)
 app.add_typer(runs.app, name="runs")
 app.command("dashboard")(runs.dashboard)
 
