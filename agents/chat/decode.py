@@ -13,7 +13,7 @@ from agents.chat.constrain import Guide, Guides
 from agents.chat.llama import Llama
 from agents.chat.text import common_prefix
 
-PREFILL_TOKENS = 4096
+PREFILL_TOKENS = 2560
 """Most prompt tokens in one forward pass; bounds the memory of activations."""
 _WORTH_SHARING = 256
 """Prompt tokens that must be saved before one row is computed ahead of its group."""

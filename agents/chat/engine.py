@@ -27,7 +27,8 @@ from agents.chat.types import Message, ScoreRequest
 from recsys_core.errors import DataError, UnavailableError, missing_extra
 
 _GATHER_SECONDS = 0.005
-_SCORE_NODES = 4096
+_ADMIT = int(__import__("os").environ.get("ADMIT", "4"))
+_SCORE_NODES = 2048
 """Most tree nodes in one scoring pass."""
 _EMPTY_KEPT = 65536
 """Scores after an empty context that are kept; agents share them."""
@@ -181,7 +182,8 @@ class Engine:
         if self._scores:
             self._score_some()
         new: list[_Chat] = []
-        while self._chats and len(new) < self._decoder.free:
+        room = self._decoder.free
+        while self._chats and room >= min(_ADMIT, len(self._chats) + len(new)) and len(new) < room:
             chat = self._chats.popleft()
             if not chat.future.cancelled():
                 new.append(chat)

@@ -87,7 +87,10 @@ def delayed(step: Step, seconds: float) -> Step:
 
 
 class FaultServer:
-    """Runs a script in a thread of this process. url: the base address for a client; requests: what arrived, in order; open: requests being served."""
+    """Runs a script in threads of this process.
+
+    url: the base address for a client; requests: what arrived, in order; open, most_open: requests being served now, and at most.
+    """
 
     def __init__(self, script: Script) -> None:
         self._script, self._lock = script, threading.Lock()

@@ -257,9 +257,8 @@ async def test_a_budget_stops_before_its_bound_and_names_it() -> None:
 
         tokens = Budget(tokens=1000)
         c = client(server, budget=tokens)
-        with pytest.raises(BudgetExceeded, match="tokens budget of 1000"):
-            for i in range(100):
-                await c.ask(question(str(i)))
+        done = await asyncio.gather(*(c.ask(question(str(i))) for i in range(100)), return_exceptions=True)
+        assert any("tokens budget of 1000" in one_line(d) for d in done if isinstance(d, BaseException))
         assert 0 < tokens.used.tokens <= 1000
         assert tokens.reserved.tokens == 0
 
@@ -274,7 +273,7 @@ async def test_retries_count_against_the_budget() -> None:
 async def test_wall_time_cuts_a_call_short() -> None:
     with FaultServer([hang()]) as server:
         started = time.monotonic()
-        with pytest.raises(BudgetExceeded, match="wall-time budget of 0.3 s"):
+        with pytest.raises(BudgetExceeded, match=r"wall-time budget of 0\.3 s"):
             await client(server, timeout=30, budget=Budget(wall=0.3)).ask(question())
         assert time.monotonic() - started < 2
 

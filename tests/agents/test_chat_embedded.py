@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.chat import ChatClient, ChatRequest, Message, ScoreRequest, connect
+from recsys_core.assets import derived
 from recsys_core.errors import DataError, UnavailableError
 
+jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("llguidance")
 pytest.importorskip("langchain_core")
-jsonschema = pytest.importorskip("jsonschema")
+pytest.importorskip("tokenizers")
 
-from agents.chat.embedded import ASSET, EmbeddedChatModel
-from agents.chat.engine import Engine
-from agents.chat.weights import VERSION, convert
-from recsys_core.assets import derived
+from agents.chat.embedded import ASSET, EmbeddedChatModel  # noqa: E402 - the extra `llm` is known to be there only from here on
+from agents.chat.engine import Engine  # noqa: E402
+from agents.chat.weights import VERSION, convert  # noqa: E402
 
 CAPITAL = [Message("user", "What is the capital of France?")]
 WATCH = {
@@ -91,17 +92,16 @@ def test_control_tokens_in_content_stay_plain_text(engine: Engine) -> None:
 
 
 def test_an_answer_does_not_depend_on_its_batch(engine: Engine) -> None:
-    alone = [engine.chat(m, max_tokens=16).result(60).text for m in questions(6)]
-    longer = [[Message("user", "word " * 90 + t)] for t in "abcdefghijklmn"]
-    futures = [engine.chat(m, max_tokens=8 + 5 * i) for i, m in enumerate(longer)]
-    together = [engine.chat(m, max_tokens=16) for m in questions(6)]
+    alone = [engine.chat(m, max_tokens=8).result(60).text for m in questions(4)]
+    others = [engine.chat([Message("user", "word " * 20 + t)], max_tokens=2 + i) for i, t in enumerate("abcdefghijklmn")]
+    together = [engine.chat(m, max_tokens=8) for m in questions(4)]
     assert [f.result(60).text for f in together] == alone
-    assert [f.result(60).completion_tokens for f in futures][0] <= 8
+    assert all(f.result(60).completion_tokens <= 2 + i for i, f in enumerate(others))
 
 
 def test_seeds_reproduce_and_differ(engine: Engine) -> None:
     def sample(seeds: list[int]) -> list[str]:
-        futures = [engine.chat(CAPITAL, max_tokens=12, temperature=1.5, seed=s) for s in seeds]
+        futures = [engine.chat(CAPITAL, max_tokens=8, temperature=1.5, seed=s) for s in seeds]
         return [f.result(60).text for f in futures]
 
     first = sample([1, 2, 3, 4])
@@ -123,7 +123,7 @@ _SCHEMA = st.dictionaries(st.sampled_from(["watch", "rating", "feeling", "next p
 )
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.lists(_SCHEMA, min_size=8, max_size=8), st.integers(0, 99))
 def test_every_answer_satisfies_its_schema(engine: Engine, schemas: list[dict[str, Any]], seed: int) -> None:
     futures = [engine.chat(questions(1)[0], schema=s, max_tokens=120, temperature=1.3, seed=seed) for s in schemas]

@@ -73,7 +73,7 @@ def simulate(
         facts = simulation_row(outcome, settings.policy, settings.recommender.name) | {"fidelity": fidelity_rows(handle, outcome.run)}
     if json:
         return ui.print_json(facts)
-    rows = [[key, str(value)] for key, value in facts.items() if key != "fidelity"]
+    rows = [[key.replace("_", " "), ui.plain(value)] for key, value in facts.items() if key != "fidelity" and value is not None]
     ui.table(f"Simulation {outcome.run}", ["what", "figure"], rows)
     fidelity = [[r["judge"], r["test"], r["metric"], ui.interval(r["value"], r["low"], r["high"]), str(r["n"])] for r in facts["fidelity"]]
     return ui.table("How far to trust it", ["judge", "test", "measure", "value with 95% interval", "n"], fidelity) if fidelity else None

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -24,9 +25,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 DataOption = Annotated[str, typer.Option("--data", help="A registered dataset, or a CSV, TSV, Parquet or RecBole .inter file.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Drives every random draw.")]
 DEFAULT_STORE = "workbench.sqlite"
+_FIGURES = set("0123456789+-.")
 
 progress_console = Console(stderr=True, highlight=False)
-console = Console(highlight=False)
+# Piped output has no width of its own; 140 columns keep every table's rows on one line.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
 def print_json(value: Any) -> None:
@@ -53,13 +56,16 @@ def opened(store: str, create: bool = True) -> Iterator[Store]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
-    """A table on stdout; the first column is text, the others are right-aligned. Cells are data, not markup."""
-    view = Table(title=title, title_justify="left", caption=note or None, caption_justify="left", title_style="bold", show_edge=False)
+    """A table on stdout, columns of figures right-aligned. Cells are data, not markup."""
+    view = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, column in enumerate(columns):
-        view.add_column(column, justify="left" if number == 0 else "right", no_wrap=number > 0)
+        figures = all(row[number][:1] in _FIGURES for row in rows if row[number])
+        view.add_column(column, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         view.add_row(*(escape(cell) for cell in row))
     console.print(view)
+    if note:
+        console.print(f"[dim]{escape(note)}[/]")
     console.print()
 
 
@@ -67,3 +73,10 @@ def interval(value: float, low: float, high: float, signed: bool = False) -> str
     """`0.123 [0.110, 0.136]`."""
     sign = "+" if signed else ""
     return f"{value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+
+
+def plain(value: Any) -> str:
+    """A value as a cell: mappings as `name 3, other 4`, floats to three decimals."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {plain(v)}" for name, v in value.items())
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -127,7 +127,10 @@ class StoreReader:
         return digest.hexdigest()
 
     def interactions(self, run: str) -> Interactions:
-        """What the agents took, by user, page, and order within the page."""
+        """What the agents took, by user, page, and order within the page.
+
+        Pages that a fallback decided are left out: they are not the doing of the policy that the run is about.
+        """
         import numpy as np
 
         taken = (ActionRow.item_id, Page.number, ActionRow.position, ActionRow.rating, ExposureRow.propensity, ActionRow.feeling)
@@ -135,7 +138,7 @@ class StoreReader:
             select(Page.user_id, *taken, Page.arm, Page.policy)
             .join(ActionRow, ActionRow.page_id == Page.id)
             .join(ExposureRow, and_(ExposureRow.page_id == ActionRow.page_id, ExposureRow.position == ActionRow.position))
-            .where(Page.run_id == self.resolve(run))
+            .where(Page.run_id == self.resolve(run), Page.fallback == "")
             .order_by(Page.user_id, Page.number, ActionRow.turn)
         )
         rows = self._rows(query)

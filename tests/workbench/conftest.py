@@ -1,0 +1,58 @@
+"""Running the command line in tests."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recsys_core.data import Dataset
+from workbench.cli.main import run
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Runs one command line in this process: exit code, stdout, stderr."""
+    monkeypatch.setenv("WORKBENCH_STORE", str(tmp_path / "store.sqlite"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["workbench", *arguments])
+        code = 0
+        try:
+            run()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def log_file(films: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shared test log as a CSV file."""
+    path = tmp_path_factory.mktemp("data") / "films.csv"
+    write_csv(path, films)
+    return path
+
+
+def write_csv(path: Path, films: Dataset) -> None:
+    assert films.rating is not None
+    with path.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["user", "item", "rating", "timestamp"])
+        for u, i, r, t in zip(films.user, films.item, films.rating, films.timestamp, strict=True):
+            writer.writerow([films.users.ids[u], films.items.ids[i], r, t])
+
+
+def one_line_error(err: str) -> str:
+    """The error, having made sure that it is one line and no traceback."""
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
+    return line

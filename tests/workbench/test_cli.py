@@ -1,0 +1,138 @@
+"""The commands as a person types them: what they print, what they refuse, and what stays stored after a refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.workbench.conftest import Cli, one_line_error
+
+
+def test_simulate_show_export_augment(cli: Cli, log_file: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("simulate", "--data", str(log_file), "--agents", "30", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["agents"] == 30
+    assert facts["exposures"] == 10 * facts["pages"]
+    assert {r["judge"] for r in facts["fidelity"]} >= {"statistical", "popularity", "ease", "constant"}
+
+    code, out, _ = cli("runs", "show", facts["run"][:-2], "--json")
+    assert (code, json.loads(out)["log_hash"]) == (0, facts["log_hash"])
+    code, out, _ = cli("runs")
+    assert code == 0
+    assert facts["run"] in out
+
+    code, out, _ = cli("export", "latest", "--out", str(tmp_path / "out"), "--json")
+    parquet = next(Path(f) for f in json.loads(out)["files"] if f.endswith(".parquet"))
+    assert pq.read_table(parquet).num_rows == facts["actions"]
+    code, out, _ = cli("export", "latest", "--out", str(tmp_path / "out"), "--format", "recbole", "--json")
+    inter = next(f for f in json.loads(out)["files"] if f.endswith(".inter"))
+    code, out, _ = cli("data", "describe", inter, "--json")
+    assert json.loads(out)["interactions"] == facts["actions"]
+
+    code, out, _ = cli("augment", "latest", "--models", "ease,popularity", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert {(r["model"], r["arm"]) for r in rows["comparisons"]} == {
+        (m, a) for m in ("ease", "popularity") for a in ("popularity", "shown", "synthesized")
+    }
+    assert all(r["low"] <= r["difference"] <= r["high"] for r in rows["comparisons"])
+
+
+def test_the_same_seed_gives_the_same_log(cli: Cli, log_file: Path) -> None:
+    hashes = [
+        json.loads(cli("simulate", "--data", str(log_file), "--seed", s, "--fidelity-users", "0", "--json")[1])["log_hash"] for s in "001"
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_train_then_evaluate_the_saved_model(cli: Cli, log_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    assert cli("train", "ease", "--data", str(log_file), "--set", "l2=5", "--out", str(folder))[0] == 0
+    code, out, _ = cli("evaluate", str(folder), "popularity", "--data", str(log_file), "--json")
+    rows = json.loads(out)["rows"]
+    assert code == 0
+    assert [r["model"] for r in rows] == [str(folder), "popularity"]
+    assert rows[0]["metrics"]["MRR"][0] != rows[1]["metrics"]["MRR"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("data", "describe", "movielens"), 2, "ml-100k"),
+        (("data", "describe", "nowhere.csv"), 2, "nowhere.csv"),
+        (("evaluate", "esae"), 2, "ease"),
+        (("evaluate", "ease", "--part", "train"), 2, "'valid' or 'test'"),
+        (("evaluate", "ease", "--metrics", "NDGC@10"), 2, "NDGC@10"),
+        (("train", "ease", "--set", "l3=1", "--out", "x"), 2, "l3"),
+        (("train", "ease", "--set", "l2", "--out", "x"), 2, "name=value"),
+        (("simulate", "--policy", "psychic"), 2, "psychic"),
+        (("simulate", "--agents", "10000"), 2, "held-out users"),
+        (("simulate", "--llm", "gpt-4o-mini"), 2, "openai:"),
+        (("simulate", "--resume", "latest"), 2, "none yet"),
+        (("runs", "show", "latest"), 2, "no store"),
+        (("demo", "--config", "absent.toml"), 2, "absent.toml"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(cli: Cli, log_file: Path, arguments: tuple[str, ...], code: int, says: str) -> None:
+    if arguments[0] in ("evaluate", "train", "simulate"):
+        arguments = (*arguments, "--data", str(log_file))
+    got, out, err = cli(*arguments)
+    assert says in one_line_error(err)
+    assert (got, out) == (code, "")
+
+
+def test_no_key_is_said_before_anything_is_done(cli: Cli, log_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    code, _, err = cli("simulate", "--llm", "openai:gpt-4o-mini", "--data", str(log_file))
+    assert code == 3
+    assert "OPENAI_API_KEY" in one_line_error(err)
+
+
+def test_a_malformed_row_is_named_and_nothing_stored_is_lost(cli: Cli, log_file: Path, tmp_path: Path) -> None:
+    assert cli("simulate", "--data", str(log_file), "--agents", "5", "--fidelity-users", "0")[0] == 0
+    bad = tmp_path / "bad.csv"
+    lines = log_file.read_text().splitlines()
+    lines[41] = lines[41].rsplit(",", 1)[0] + ",yesterday"
+    bad.write_text("\n".join(lines))
+    code, _, err = cli("simulate", "--data", str(bad))
+    said = one_line_error(err)
+    assert code == 2
+    assert "42" in said
+    assert "yesterday" in said
+    assert len(json.loads(cli("runs", "--json")[1])) == 1
+
+
+def test_an_experiment_file_says_which_field_is_wrong(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text("[[simulations]]\npolicy = 'llm'\nagentz = 3\n")
+    code, _, err = cli("demo", "--config", str(path))
+    assert code == 2
+    assert "simulations.0.agentz" in one_line_error(err)
+
+
+def test_a_whole_experiment_from_a_file(cli: Cli, log_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text(
+        f"name = 'films'\nbaselines = [{{name = 'popularity'}}, {{name = 'ease'}}]\n[data]\nname = '{log_file}'\n"
+        "[[simulations]]\npolicy = 'statistical'\nagents = 40\n[loop]\nmodels = [{name = 'ease'}]\nmetrics = ['NDCG@10', 'MRR']\n"
+    )
+    code, out, _ = cli("demo", "--config", str(path), "--json")
+    first = json.loads(out)
+    assert code == 0
+    assert len(first["loop"]["comparisons"]) == 3 * 2
+    second = json.loads(cli("demo", "--config", str(path), "--json")[1])
+    for facts in (first, second):
+        for key in ("seconds",):
+            facts.pop(key)
+        for row in (*facts["baselines"], *facts["loop"]["scores"]):
+            row.pop("seconds")
+        for row in (*facts["simulations"], facts["loop"]):
+            row.pop("run")
+    assert first == second
+    code, out, _ = cli("demo", "--config", str(path))
+    assert "Before and after" in out
+    assert "synthesized" in out.lower()

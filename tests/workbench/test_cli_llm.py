@@ -1,0 +1,230 @@
+"""LLM agents through the command line against a real server, healthy, slow, failing and dead: nothing stored is lost or asked twice."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agents.fault_server import FaultServer, Step, delayed, say, status
+from tests.workbench.conftest import Cli, one_line_error
+from workbench.store import Store
+
+pytest.importorskip("langchain_openai")
+AGENTS = ("--agents", "12", "--pages", "3", "--page-size", "5", "--fidelity-users", "0")
+
+
+def sensible(body: dict[str, Any]) -> Step:
+    """A user that takes the first item on the page whose genre it likes, rates it 5 and goes on."""
+    text = body["messages"][-1]["content"]
+    liked = re.search(r"You like ([^.]*)\.", text)
+    lines = re.findall(r"^(\d+)\. .* \| (.*) \| [\d.]+$", text, re.M)
+    fitting = [int(n) for n, tags in lines if liked and tags in liked[1]]
+    take = [{"n": n, "rating": 5} for n in fitting[:1]]
+    return say(json.dumps({"take": take, "feeling": "satisfied", "next": True}), prompt_tokens=200, completion_tokens=20)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    """A healthy endpoint."""
+    with FaultServer(sensible) as running:
+        yield running
+
+
+def spec(server: FaultServer) -> tuple[str, str]:
+    return "--llm", f"vllm:test@{server.url}"
+
+
+def facts(out: str) -> dict[str, Any]:
+    return dict(json.loads(out))
+
+
+def test_a_second_run_asks_nothing_and_gives_the_same_log(cli: Cli, log_file: Path, server: FaultServer) -> None:
+    command = ("simulate", *spec(server), "--data", str(log_file), *AGENTS, "--json")
+    code, out, _ = cli(*command)
+    first = facts(out)
+    assert code == 0
+    assert first["actions"] > 0
+    assert first["fallbacks"] == 0
+    assert first["calls"]["asked"] == first["pages"] == len(server.requests)
+    second = facts(cli(*command)[1])
+    assert len(server.requests) == first["pages"]
+    assert second["calls"]["asked"] == 0
+    assert second["calls"]["cached"] == first["pages"]
+    assert second["log_hash"] == first["log_hash"]
+    assert second["run"] != first["run"]
+
+
+def test_passing_errors_leave_no_trace_in_the_log(cli: Cli, log_file: Path, server: FaultServer, tmp_path: Path) -> None:
+    healthy = facts(cli("simulate", *spec(server), "--data", str(log_file), *AGENTS, "--json")[1])
+    turn = iter(range(10**6))
+
+    def flaky(body: dict[str, Any]) -> Step:
+        return status(500) if next(turn) % 3 == 0 else sensible(body)
+
+    with FaultServer(flaky) as failing:
+        # Another store, so that no answer comes from the cache; the same model name and questions.
+        command = ("simulate", "--llm", f"vllm:test@{failing.url}", "--data", str(log_file), *AGENTS, "--retries", "8", "--json")
+        code, out, _ = cli(*command, "--store", str(tmp_path / "other.sqlite"))
+    again = facts(out)
+    assert code == 0
+    assert again["calls"]["retries"] > 0
+    assert again["fallbacks"] == 0
+    assert again["log_hash"] == healthy["log_hash"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I would watch all of them!",
+        '{"take": [{"n": 99, "rating": 5}], "feeling": "satisfied", "next": true}',
+        '{"take": [{"n": 1, "rating": 11}], "feeling": "satisfied", "next": true}',
+        '{"take": [1], "feeling": "satisfied", "next": true}',
+        '{"take": [], "feeling": "smug", "next": true}',
+        "[[[[",
+        "",
+    ],
+)
+def test_garbage_is_a_counted_fallback(cli: Cli, log_file: Path, answer: str) -> None:
+    with FaultServer([say(answer)]) as server:
+        code, out, _ = cli("simulate", *spec(server), "--data", str(log_file), *AGENTS, "--retries", "1", "--json")
+    found = facts(out)
+    assert code == 0
+    assert found["fallbacks"] == found["pages"] > 0
+    assert found["calls"]["parse_failures"] == 2 * found["pages"]
+    code, _, err = cli("augment", "latest", "--models", "ease")
+    assert code == 2
+    assert "no interactions to train on" in one_line_error(err)
+
+
+def test_garbage_cannot_pass_the_fidelity_test(cli: Cli, log_file: Path) -> None:
+    with FaultServer([say("no")]) as server:
+        code, _, err = cli("simulate", *spec(server), "--data", str(log_file), "--agents", "3", "--retries", "0")
+    assert code == 2
+    assert "answered none of" in one_line_error(err)
+
+
+def test_an_unreachable_endpoint_ends_the_run_and_a_living_one_finishes_it(cli: Cli, log_file: Path, server: FaultServer) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = time.monotonic()
+    code, _, err = cli("simulate", "--llm", f"vllm:test@http://127.0.0.1:{port}/v1", "--data", str(log_file), *AGENTS)
+    said = one_line_error(err)
+    assert code == 3
+    assert time.monotonic() - start < 30
+    assert f"127.0.0.1:{port}" in said
+    run = said.rsplit(" ", 1)[-1].rstrip(")")
+    (listed,) = json.loads(cli("runs", "--json")[1])
+    assert (listed["id"], listed["status"]) == (run, "failed")
+    code, out, _ = cli("simulate", "--resume", run, *spec(server), "--json")
+    assert code == 0
+    assert facts(out)["fallbacks"] == 0
+
+
+def test_a_budget_is_never_passed_and_more_of_it_goes_on(cli: Cli, log_file: Path, server: FaultServer) -> None:
+    code, _, err = cli("simulate", *spec(server), "--data", str(log_file), *AGENTS, "--max-tokens", "9000")
+    said = one_line_error(err)
+    assert code == 4
+    assert "tokens budget of 9000" in said
+    spent = len(server.requests) * 220
+    assert 0 < spent <= 9000
+    code, out, _ = cli("simulate", "--resume", "latest", *spec(server), "--json")
+    assert code == 0
+    whole = facts(out)
+    assert len(server.requests) == whole["pages"]
+
+
+def test_interrupted_and_killed_runs_resume_without_asking_twice(log_file: Path, tmp_path: Path) -> None:
+    """A real process, a real SIGINT, then a kill -9, then resume: the log equals that of a run nobody touched, and no page is paid twice."""
+    with FaultServer(sensible) as fast:
+        whole_store = tmp_path / "whole.sqlite"
+        subprocess.run(command(whole_store, fast, log_file), check=True, capture_output=True)
+    with Store.open(whole_store) as opened:
+        whole, expected = len(opened.pages("latest")), opened.log_hash("latest")
+    with FaultServer(lambda body: delayed(sensible(body), 0.3)) as slow:
+        store = tmp_path / "store.sqlite"
+        arguments = command(store, slow, log_file)
+        for seen, how in enumerate((signal.SIGINT, signal.SIGKILL)):
+            child = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+            run, before = wait_for_pages(store, 2 + 8 * seen)
+            child.send_signal(how)
+            _, err = child.communicate(timeout=60)
+            if how == signal.SIGINT:
+                assert child.returncode == 4, err
+                assert f"--resume {run}" in one_line_error(err)
+            with Store.open(store) as opened:
+                assert before <= len(opened.pages(run)) < whole
+            arguments = [*arguments[:3], "simulate", "--store", str(store), "--resume", run, *spec(slow)]
+        done = subprocess.run([*arguments, "--json"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        with Store.open(store) as opened:
+            assert opened.run(run).status == "finished"
+            assert opened.log_hash(run) == expected
+        # Questions in flight when the process died may be asked again; one whose answer arrived may not.
+        assert whole <= len(slow.requests) <= whole + 2 * 12
+
+
+def command(store: Path, server: FaultServer, log_file: Path) -> list[str]:
+    head = [sys.executable, "-m", "workbench.cli.main", "simulate", "--store", str(store)]
+    return [*head, *spec(server), "--data", str(log_file), *AGENTS, "--concurrency", "2"]
+
+
+def wait_for_pages(store: Path, pages: int, seconds: float = 60) -> tuple[str, int]:
+    """Waits until the newest run has stored so many pages; its id and how many there are."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if store.exists():
+            with Store.open(store) as opened:
+                for run in opened.runs():
+                    if run.pages >= pages:
+                        return run.id, run.pages
+        time.sleep(0.02)
+    raise AssertionError(f"{pages} pages were not stored in {seconds} s")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a file system of so many KiB; needs root."""
+    mounted: list[Path] = []
+
+    def mount(kib: int) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_what_was_stored_can_be_read(cli: Cli, log_file: Path, small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(1200)
+    store = str(disk / "store.sqlite")
+    command_ = ("simulate", "--data", str(log_file), "--agents", "60", "--pages", "40", "--page-size", "2", "--fidelity-users", "0")
+    assert cli(*command_, "--agents", "2", "--store", store)[0] == 0
+    kept = json.loads(cli("runs", "--store", store, "--json")[1])[0]
+    for _ in range(20):
+        code, _, err = cli(*command_, "--store", store)
+        if code:
+            break
+    said = one_line_error(err)
+    assert code == 4
+    assert "full" in said
+    assert "free" in said
+    code, out, _ = cli("runs", "--store", store, "show", kept["id"], "--json")
+    assert code == 0
+    assert json.loads(out)["pages"] == kept["pages"]
