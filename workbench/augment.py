@@ -93,7 +93,7 @@ def build_arms(train: Dataset, pages: Sequence[PageRecord], seed: int) -> dict[s
     additions = from_pages(pages)
     if not len(additions):
         raise DataError(
-            "the simulation holds no interactions to train on; raise agents or pages, or see its calls with: workbench runs show RUN"
+            "the simulation holds no interactions to train on; raise agents or pages, or see its calls with: workbench runs RUN"
         )
     sources = {
         "popularity": popularity_control(train, additions, seed),

@@ -121,7 +121,8 @@ def marked(store: Store, run: str) -> Iterator[None]:
         ) from None
     except WorkbenchError as error:
         _record(store, run, "stopped" if isinstance(error, RunStoppedError) else "failed", str(error))
-        raise type(error)(f"{error} (run {run} keeps its pages; go on with: workbench simulate --resume {run})") from error
+        hint = "" if "--resume" in str(error) else f" (run {run} keeps its pages; go on with: workbench simulate --resume {run})"
+        raise type(error)(f"{error}{hint}") from error
     except BaseException as error:
         _record(store, run, "failed", f"{type(error).__name__}: {error}")
         raise

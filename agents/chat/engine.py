@@ -27,7 +27,6 @@ from agents.chat.types import Message, ScoreRequest
 from recsys_core.errors import DataError, UnavailableError, missing_extra
 
 _GATHER_SECONDS = 0.005
-_ADMIT = int(__import__("os").environ.get("ADMIT", "4"))
 _SCORE_NODES = 2048
 """Most tree nodes in one scoring pass."""
 _EMPTY_KEPT = 65536
@@ -182,8 +181,7 @@ class Engine:
         if self._scores:
             self._score_some()
         new: list[_Chat] = []
-        room = self._decoder.free
-        while self._chats and room >= min(_ADMIT, len(self._chats) + len(new)) and len(new) < room:
+        while self._chats and len(new) < self._decoder.free:
             chat = self._chats.popleft()
             if not chat.future.cancelled():
                 new.append(chat)

@@ -15,8 +15,6 @@ _BLOCK = 1024
 class EASEConfig(ModelConfig):
     """Settings of EASE."""
 
-    seed: int = 0
-    """Unused: EASE has one solution. Present so that every model takes a seed."""
     l2: float = Field(100.0, gt=0)
     """Weight of the squared norm of B; larger spreads weight over more items. Chosen on the validation part of MovieLens-100K."""
 

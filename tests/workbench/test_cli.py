@@ -19,7 +19,7 @@ def test_simulate_show_export_augment(cli: Cli, log_file: Path, tmp_path: Path) 
     assert facts["exposures"] == 10 * facts["pages"]
     assert {r["judge"] for r in facts["fidelity"]} >= {"statistical", "popularity", "ease", "constant"}
 
-    code, out, _ = cli("runs", "show", facts["run"][:-2], "--json")
+    code, out, _ = cli("runs", facts["run"][:-2], "--json")
     assert (code, json.loads(out)["log_hash"]) == (0, facts["log_hash"])
     code, out, _ = cli("runs")
     assert code == 0
@@ -73,7 +73,7 @@ def test_train_then_evaluate_the_saved_model(cli: Cli, log_file: Path, tmp_path:
         (("simulate", "--agents", "10000"), 2, "held-out users"),
         (("simulate", "--llm", "gpt-4o-mini"), 2, "openai:"),
         (("simulate", "--resume", "latest"), 2, "none yet"),
-        (("runs", "show", "latest"), 2, "no store"),
+        (("runs", "latest"), 2, "no store"),
         (("demo", "--config", "absent.toml"), 2, "absent.toml"),
     ],
 )

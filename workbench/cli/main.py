@@ -8,9 +8,10 @@ import typer
 from rich.markup import escape
 
 from recsys_core.errors import WorkbenchError
-from workbench.cli import data, models, runs
+from workbench.cli import data, models
 from workbench.cli.demo import demo
 from workbench.cli.export import export
+from workbench.cli.runs import dashboard, runs
 from workbench.cli.simulate import augment, simulate
 from workbench.cli.ui import progress_console
 
@@ -28,8 +29,8 @@ app.command("evaluate")(models.evaluate)
 app.command("simulate")(simulate)
 app.command("augment")(augment)
 app.command("export")(export)
-app.add_typer(runs.app, name="runs")
-app.command("dashboard")(runs.dashboard)
+app.command("runs")(runs)
+app.command("dashboard")(dashboard)
 
 
 def run() -> None:

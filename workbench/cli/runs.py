@@ -13,19 +13,23 @@ import typer
 
 from recsys_core.errors import UnavailableError, missing_extra
 from workbench.cli import ui
+from workbench.store import Store
 
-app = typer.Typer(help="List stored runs, or show one.", invoke_without_command=True)
 
+def runs(
+    run: Annotated[str | None, typer.Argument(help="Run id, a unique beginning of it, or 'latest'; left out, all are listed.")] = None,
+    store: ui.StoreOption = ui.DEFAULT_STORE,
+    json: ui.JsonOption = False,
+) -> None:
+    """List stored runs, newest first, or show one: its facts, model calls, metrics and the hash of its log.
 
-@app.callback()
-def runs(context: typer.Context, store: ui.StoreOption = ui.DEFAULT_STORE, json: ui.JsonOption = False) -> None:
-    """List stored runs, newest first.
+    Examples: workbench runs
 
-    Example: workbench runs --json
+    workbench runs latest --json
     """
-    if context.invoked_subcommand:
-        return None
     with ui.opened(store, create=False) as handle:
+        if run:
+            return _show(handle, run, json)
         summaries = handle.runs()
     if json:
         return ui.print_json([{k: v for k, v in vars(s).items() if k != "config"} for s in summaries])
@@ -33,20 +37,10 @@ def runs(context: typer.Context, store: ui.StoreOption = ui.DEFAULT_STORE, json:
     return ui.table(f"Runs in {store}", ["run", "experiment", "status", "dataset", "agents", "pages", "started (UTC)"], rows)
 
 
-@app.command("show")
-def show(
-    run: Annotated[str, typer.Argument(help="Run id, a unique beginning of it, or 'latest'.")],
-    store: ui.StoreOption = ui.DEFAULT_STORE,
-    json: ui.JsonOption = False,
-) -> None:
-    """Show one run: configuration, metrics, model calls and the hash of its log.
-
-    Example: workbench runs show latest
-    """
-    with ui.opened(store, create=False) as handle:
-        summary, calls = handle.run(run), handle.call_totals(run)
-        evaluations, events = handle.evaluations(run), handle.status(run)
-        log_hash = handle.log_hash(run) if summary.agents else ""
+def _show(store: Store, run: str, json: bool) -> None:
+    summary, calls = store.run(run), store.call_totals(run)
+    evaluations, events = store.evaluations(run), store.status(run)
+    log_hash = store.log_hash(run) if summary.agents else ""
     columns = ("model", "arm", "seed", "part", "metric", "mean", "low", "high")
     metrics = [{name: getattr(e, name) for name in columns} for e in evaluations]
     facts = {**vars(summary), "events": [vars(e) for e in events], "calls": vars(calls), "log_hash": log_hash, "evaluations": metrics}

@@ -28,7 +28,7 @@ class RunSink:
     def __init__(self, database: Database, run_id: str) -> None:
         self.run_id = run_id
         self._database = database
-        self._resume = f"resume run {run_id}"
+        self._resume = f"go on with: workbench simulate --resume {run_id}"
 
     def agents(self, personas: list[Persona], policy: str) -> None:
         """Registers the agents of the run; those already there are left as they are."""

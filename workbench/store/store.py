@@ -86,7 +86,7 @@ class Store(StoreReader):
     def record_status(self, run: str, status: Status, message: str = "") -> None:
         """Appends a change of a run's state."""
         run_id = self.resolve(run)
-        with self._database.write(f"resume run {run_id}") as connection:
+        with self._database.write() as connection:
             connection.execute(insert(RunEvent), {"run_id": run_id, "at": time.time(), "status": status, "message": message})
 
     def sink(self, run: str) -> RunSink:
@@ -155,7 +155,7 @@ class Store(StoreReader):
         if not rows:
             return
         try:
-            with self._database.write(f"resume run {run_id}") as connection:
+            with self._database.write() as connection:
                 connection.execute(insert(table), [{"run_id": run_id, **row} for row in rows])
         except IntegrityError as error:
             shown = ", ".join(sorted({f"{row['metric']} of {row['model']}" for row in rows})[:4])
