@@ -21,8 +21,17 @@ lint: .venv/.dev
 types: .venv/.dev
 	$(BIN)/mypy
 
-test-slow test-gpu test-browser test-postgres: test-%: .venv/.dev
+test-slow test-gpu: test-%: .venv/.dev
 	$(BIN)/python -m pytest -m $* $(ARGS)
+
+test-browser: .venv/.dev  ## needs Chromium on the PATH (Debian: apt-get install chromium)
+	@$(PIP) --editable '.[browser]'
+	$(BIN)/python -m pytest -m browser $(ARGS)
+
+test-postgres: .venv/.dev  ## needs a server: WORKBENCH_TEST_POSTGRES=postgresql+psycopg://USER:PASSWORD@HOST/DATABASE
+	@test -n "$$WORKBENCH_TEST_POSTGRES" || { echo "set WORKBENCH_TEST_POSTGRES to the URL of a database whose user may create databases"; exit 1; }
+	@$(PIP) --editable '.[postgres]'
+	$(BIN)/python -m pytest -m postgres $(ARGS)
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

@@ -65,7 +65,9 @@ def as_json(store: Store, report: Report) -> dict[str, Any]:
         "test_users": len(report.split.test),
         "baselines": score_rows(report.baselines, metrics),
         "simulations": [simulation_row(o, s.policy, s.recommender.name) for o, s in zip(report.simulations, settings, strict=True)],
-        "fidelity": [row for o in report.simulations for row in fidelity_rows(store, o.run)],
+        "fidelity": [
+            {"agents": s.policy, **row} for o, s in zip(report.simulations, settings, strict=True) for row in fidelity_rows(store, o.run)
+        ],
         "loop": {
             "run": report.loop.run,
             "added": report.loop.added,
@@ -111,12 +113,15 @@ def render(facts: dict[str, Any], store: str) -> None:
         rows,
     )
     if facts["fidelity"]:
-        rows = [[r["judge"], r["test"], r["metric"], ui.interval(r["value"], r["low"], r["high"]), str(r["n"])] for r in facts["fidelity"]]
+        rows = [
+            [r["agents"], r["test"], r["metric"], r["judge"], ui.interval(r["value"], r["low"], r["high"]), str(r["n"])]
+            for r in facts["fidelity"]
+        ]
         note = (
             "AUC: telling a user's latest real items from others, 0.5 is chance; popularity is the floor, EASE a reference. "
             "W1, RMSE: ratings against the user's own."
         )
-        ui.table("How far to trust them", ["judge", "test", "measure", "value with 95% interval", "n"], rows, note)
+        ui.table("How far to trust them", ["agents", "test", "measure", "judge", "value with 95% interval", "n"], rows, note)
     loop = facts["loop"]
     scores = {(r["model"], r["arm"]): r for r in loop["scores"]}
     rows = []

@@ -42,7 +42,7 @@ def step(title: str) -> Iterator[Progress]:
     """Shows one piece of work on stderr: a bar while it runs, a line with its seconds when it is done."""
     start = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
-    with Bar(*columns, console=progress_console, transient=True) as bar:
+    with Bar(*columns, console=progress_console, transient=True, disable=not progress_console.is_terminal) as bar:
         task = bar.add_task(escape(title), total=1.0, text="")
         yield lambda share, text: bar.update(task, completed=share, text=escape(text))
     progress_console.print(f"[green]done[/] {escape(title)} [dim]{time.perf_counter() - start:.1f} s[/]")

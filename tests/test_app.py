@@ -1,0 +1,128 @@
+"""The dashboard page over a real store: what a person sees is what is stored."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.workbench.conftest import write_csv
+from workbench.cli.ui import step
+from workbench.config import DataSettings, Experiment, LoopSettings, ModelSettings, SimulationSettings
+from workbench.experiment import run_experiment
+from workbench.store import Store
+
+pytest.importorskip("streamlit")
+APP = Path(__file__).resolve().parents[1] / "app.py"
+
+
+@pytest.fixture(scope="module")
+def store_file(films, tmp_path_factory: pytest.TempPathFactory) -> Path:  # type: ignore[no-untyped-def]
+    """A store with one small experiment."""
+    folder = tmp_path_factory.mktemp("app")
+    write_csv(folder / "films.csv", films)
+    ease = (ModelSettings(name="ease"),)
+    experiment = Experiment(
+        data=DataSettings(name=str(folder / "films.csv")),
+        baselines=ease,
+        simulations=(SimulationSettings(agents=12),),
+        loop=LoopSettings(models=ease),
+    )
+    with Store.open(folder / "store.sqlite") as store:
+        run_experiment(store, experiment, step)
+    return folder / "store.sqlite"
+
+
+def test_runs_metrics_and_an_agents_pages(store_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamlit.testing.v1 import AppTest
+
+    monkeypatch.setenv("WORKBENCH_STORE", str(store_file))
+    app = AppTest.from_file(str(APP), default_timeout=60).run()
+    assert not app.exception
+    with Store.open(store_file) as store:
+        runs = store.runs()
+        simulated = next(r for r in runs if r.kind == "simulate")
+        pages = store.pages(simulated.id, store.agents(simulated.id)[0].persona.user)
+        calls = store.call_totals(simulated.id)
+    assert app.dataframe[0].value["run"].tolist() == [r.id for r in runs]
+    (run_box,) = [s for s in app.sidebar.selectbox if s.label == "Run"]
+    run_box.select_index(runs.index(simulated)).run()
+    assert not app.exception
+    assert app.header[0].value == simulated.id
+    assert {m.label: m.value for m in app.metric} == {
+        "status": "finished",
+        "agents": "12",
+        "pages": str(simulated.pages),
+        "model calls": str(calls.calls),
+        "from cache": str(calls.cached),
+    }
+    shown = [d.value for d in app.dataframe if "position" in d.value.columns]
+    assert len(shown) == len(pages)
+    for frame, page in zip(shown, pages, strict=True):
+        assert frame["position"].tolist() == list(range(1, len(page.exposures) + 1))
+        assert (frame["taken"] != "").sum() == len(page.actions)
+
+
+def test_a_missing_store_is_said_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamlit.testing.v1 import AppTest
+
+    monkeypatch.setenv("WORKBENCH_STORE", str(tmp_path / "absent.sqlite"))
+    app = AppTest.from_file(str(APP), default_timeout=60).run()
+    assert not app.exception
+    assert "no store at" in app.error[0].value
+    assert not (tmp_path / "absent.sqlite").exists()
+
+
+@pytest.fixture
+def served(store_file: Path) -> Iterator[str]:
+    """`workbench dashboard` as a process, once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "workbench.cli.main", "dashboard", "--store", str(store_file), "--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        end = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=2)
+                break
+            except OSError:
+                assert time.monotonic() < end, "the dashboard did not start"
+                time.sleep(0.2)
+        yield f"http://localhost:{port}"
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(20)
+
+
+@pytest.mark.browser
+def test_in_a_real_browser(served: str, store_file: Path, tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine; install Debian's package chromium")
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=options)
+        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+        errors: list[str] = []
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.goto(served)
+        page.get_by_text("Recommender workbench").wait_for(timeout=60_000)
+        page.get_by_text("Metrics").first.wait_for(timeout=60_000)
+        page.get_by_role("combobox", name="Run").click()
+        page.get_by_role("option").filter(has_text="simulate-").first.click()
+        page.get_by_text("Page 1").first.wait_for(timeout=60_000)
+        page.wait_for_timeout(1500)
+        page.screenshot(path=os.environ.get("WORKBENCH_SCREENSHOT", str(tmp_path / "dashboard.png")), full_page=True)
+        browser.close()
+    assert errors == []
