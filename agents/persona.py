@@ -102,7 +102,7 @@ class LogProfile:
         )
 
 
-def build_personas(profile: LogProfile, users: Ints, favourites: int = 5) -> list[Persona]:
+def build_personas(profile: LogProfile, users: Ints, favourites: int = 5, recent: int = 12) -> list[Persona]:
     """Personas of the given users [N] (dense ids), from the log behind `profile` and nothing else."""
     log = profile.log
     personas = []
@@ -121,6 +121,7 @@ def build_personas(profile: LogProfile, users: Ints, favourites: int = 5) -> lis
                 liked_tags=liked,
                 disliked_tags=disliked,
                 liked_titles=tuple(log.title(int(i)) for i in items[best]),
+                recent_titles=tuple(log.title(int(i)) for i in items[-recent:]),
                 mean_rating=round(float(rating.mean()) if len(rating) else profile.mean, 2),
                 rating_std=round(float(rating.std()) if len(rating) else 0.0, 2),
             )
@@ -145,10 +146,10 @@ def _tastes(profile: LogProfile, user: int, items: Ints, rating: Floats) -> tupl
 
 
 def _thirds(values: NDArray) -> Ints:
-    """Tier 1 .. 3 by rank; equal values share a tier where the population allows it, else the earlier user takes the lower."""
-    rank = np.empty(len(values), np.int64)
-    rank[np.argsort(values, kind="stable")] = np.arange(len(values))
-    return 1 + rank * 3 // max(len(values), 1)
+    """Tier 1 .. 3 by the middle of each value's rank, so equal values share a tier."""
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2
+    return (1 + np.minimum(middle[index] * 3 // max(len(values), 1), 2)).astype(np.int64)
 
 
 def _sum_by(group: Ints, rows: NDArray, groups: int) -> NDArray[np.float64]:

@@ -84,13 +84,14 @@ def reaction_schema(count: int, levels: Levels) -> dict[str, Any]:
 
 
 def taste_prompt(persona: Persona) -> str:
-    """A sentence that a title completes: its likelihood after these favourites, against `EMPTY_TASTE`, is how well it fits them."""
-    loved = ", ".join(one_line(t) for t in persona.liked_titles)
-    kinds = f" {' and '.join(persona.liked_tags)} titles such as" if persona.liked_tags else ""
-    return f"Someone who loved{kinds} {loved} also loved"
+    """A list that a title continues: its likelihood behind the latest titles, against `EMPTY_TASTE`, is how well it fits them.
+
+    Latest titles told more than best-rated ones, and a list in a sentence more than one in lines.
+    """
+    return f"{EMPTY_TASTE} {', '.join(one_line(t) for t in persona.recent_titles)}," if persona.recent_titles else EMPTY_TASTE
 
 
-EMPTY_TASTE = "Someone also loved"
+EMPTY_TASTE = "Titles I chose:"
 
 
 def one_line(text: str, limit: int = 120) -> str:

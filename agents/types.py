@@ -14,7 +14,7 @@ class Persona:
     """A user as the training log shows them.
 
     activity, conformity, diversity: tiers 1 (low) to 3 (high), thirds of the population, as in Agent4Rec (Zhang et al. 2024, sec. 3.1).
-    tastes: favourite genres and well-rated titles, in words; mean_rating and rating_std in the dataset's rating units.
+    tastes: favourite genres, well-rated titles and the latest ones, in words; mean_rating and rating_std in the dataset's rating units.
     """
 
     user: int
@@ -24,6 +24,7 @@ class Persona:
     liked_tags: tuple[str, ...]
     disliked_tags: tuple[str, ...]
     liked_titles: tuple[str, ...]
+    recent_titles: tuple[str, ...]
     mean_rating: float
     rating_std: float
 

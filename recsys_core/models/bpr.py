@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 from torch.nn import functional
 
 from recsys_core.data.dataset import Dataset, Jagged
@@ -55,9 +56,9 @@ class BPR(Recommender):
         config = self.config
         user, item = torch.from_numpy(dataset.user.copy()), torch.from_numpy(dataset.item.copy())
         generator = torch.Generator().manual_seed(config.seed)
-        users = (0.1 * torch.randn(len(dataset.users), config.dim, generator=generator)).requires_grad_()
-        items = (0.1 * torch.randn(len(dataset.items), config.dim, generator=generator)).requires_grad_()
-        bias = torch.zeros(len(dataset.items), requires_grad=True)
+        users = 0.1 * torch.randn(len(dataset.users), config.dim, generator=generator)
+        items = 0.1 * torch.randn(len(dataset.items), config.dim, generator=generator)
+        bias = torch.zeros(len(dataset.items))
         optimizer = torch.optim.Adam([users, items, bias], config.learning_rate, fused=True)
         steps = config.epochs * -(-len(dataset) // config.batch_size)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
@@ -66,21 +67,13 @@ class BPR(Recommender):
             total = 0.0
             for rows in torch.split(order, config.batch_size):
                 negative = torch.randint(len(dataset.items), (len(rows),), generator=generator)
-                u, i, j = (
-                    functional.embedding(user[rows], users),
-                    functional.embedding(item[rows], items),
-                    functional.embedding(negative, items),
-                )
-                margin = (u * (i - j)).sum(1) + bias[item[rows]] - bias[negative]
-                loss = functional.softplus(-margin).mean()
-                penalty = config.l2 * (u.square() + i.square() + j.square()).sum(1).mean()
-                optimizer.zero_grad()
-                (loss + penalty).backward()  # type: ignore[no-untyped-call]
+                loss, gradients = loss_and_gradients(users, items, bias, user[rows], item[rows], negative, config.l2)
+                users.grad, items.grad, bias.grad = gradients
                 optimizer.step()
                 schedule.step()
-                total += float(loss.detach()) * len(rows)
+                total += float(loss) * len(rows)
             progress((epoch + 1) / config.epochs, f"epoch {epoch + 1}/{config.epochs}, loss {total / len(dataset):.3f}")
-        self.user_factors, self.item_factors, self.item_bias = users.detach().numpy(), items.detach().numpy(), bias.detach().numpy()
+        self.user_factors, self.item_factors, self.item_bias = users.numpy(), items.numpy(), bias.numpy()
         sequences = dataset.sequences()
         self.trained = sequences.lengths > 0
         self.trained_mean = self._mean_factor(sequences)
@@ -115,6 +108,28 @@ class BPR(Recommender):
     def _load_state(self, state: dict[str, NDArray]) -> None:
         for name, array in state.items():
             setattr(self, name, array)
+
+
+def loss_and_gradients(
+    users: Tensor, items: Tensor, bias: Tensor, user: Tensor, item: Tensor, negative: Tensor, l2: float
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The mean of -log sigmoid(margin) over N triples, and the gradients of it plus l2 times the mean squared norms of their factors.
+
+    users: [U, d]; items: [I, d]; bias: [I]; user, item, negative: [N] dense ids. The gradients have the shapes of the first three.
+    Written out by hand: it takes a third of the time that autograd needs.
+    """
+    u, difference = users.index_select(0, user), items.index_select(0, item) - items.index_select(0, negative)
+    margin = (u * difference).sum(1) + bias[item] - bias[negative]
+    pull = torch.sigmoid(-margin) / len(user)
+    u *= pull[:, None]
+    difference *= pull[:, None]
+    uses = user.bincount(minlength=len(users)), torch.cat([item, negative]).bincount(minlength=len(items))
+    to_users, to_items = (table * (2 * l2 / len(user) * count)[:, None] for table, count in zip((users, items), uses, strict=True))
+    return functional.softplus(-margin).mean(), (
+        to_users.index_add_(0, user, difference, alpha=-1),
+        to_items.index_add_(0, item, u, alpha=-1).index_add_(0, negative, u),
+        torch.zeros_like(bias).index_add_(0, item, pull, alpha=-1).index_add_(0, negative, pull),
+    )
 
 
 def _with_constant(means: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -136,11 +136,15 @@ class HSTU(Recommender):
         """Mean softmax loss of windows of target items, each position against its target and the batch's shared negatives."""
         tokens, wanted = torch.from_numpy(shifted(targets, n_items)), torch.from_numpy(targets.values)
         states = functional.normalize(self.network(tokens, torch.from_numpy(targets.offsets)), dim=1) / self.config.temperature
-        negatives = torch.randint(n_items, (self.config.negatives,))
+        negatives = torch.randperm(n_items)[: self.config.negatives]
         positive = (states * self.network.item_vectors(wanted)).sum(1)
-        others = (states @ self.network.item_vectors(negatives).T).masked_fill_(wanted[:, None] == negatives, _NEVER)
-        # -log softmax of the positive among itself and the negatives.
-        return functional.softplus(others.logsumexp(1) - positive).mean()
+        # Cosines are bounded, so taking the largest possible logit off keeps exp in range without a pass for the row's maximum.
+        top = 1 / self.config.temperature
+        others = torch.addmm(states.new_full((), -top), states, self.network.item_vectors(negatives).T).exp_().sum(1)
+        # A target that was drawn among the negatives is in the sum already.
+        drawn = torch.zeros(n_items, dtype=torch.bool)
+        drawn[negatives] = True
+        return (torch.where(drawn[wanted], others, others + (positive - top).exp()).log() + top - positive).mean()
 
     @torch.inference_mode()
     def _score(self, histories: Histories) -> NDArray:

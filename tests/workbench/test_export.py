@@ -41,7 +41,7 @@ def simulated(
     )
     run = store.start_run("simulate", "n", {"x": 1}, 3, dataset)
     sink = store.sink(run)
-    sink.agents([Persona(u, 1, 2, 3, ("Drama",), (), (), 3.5, 1.0) for u in range(2)], "statistical")
+    sink.agents([Persona(u, 1, 2, 3, ("Drama",), (), (), (), 3.5, 1.0) for u in range(2)], "statistical")
     for user, number, shown, taken in ((1, 0, (1, 2), (0,)), (0, 0, (0, 1, 2), (2, 0)), (0, 1, (3,), (0,))):
         exposures = tuple(Exposure(p, i, 1.0, 0.25) for p, i in enumerate(shown))
         actions = tuple(Action(p, shown[p], 4.5 - p, "satisfied") for p in taken)
@@ -164,7 +164,7 @@ def test_what_cannot_be_exported_is_one_clear_line(store: Store, tmp_path: Path)
 
 def test_a_run_without_a_dataset_exports_dense_ids(store: Store, tmp_path: Path) -> None:
     run = store.start_run("simulate", "bare", {}, 0)
-    store.sink(run).agents([Persona(7, 1, 1, 1, (), (), (), 3.0, 1.0)], "p")
+    store.sink(run).agents([Persona(7, 1, 1, 1, (), (), (), (), 3.0, 1.0)], "p")
     store.sink(run).pages([PageRecord(7, 0, "a", "p", (Exposure(0, 9, 1.0, 1.0),), (Action(0, 9, 3.0, "bored"),), "bored", "", "", ())])
     inter, _ = export_run(store, run, tmp_path, "recbole").files
     assert inter.read_text().splitlines()[1] == "7\t9\t3.0\t1\t0\t0\t1.0\tp\ta"

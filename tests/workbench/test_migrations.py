@@ -218,7 +218,7 @@ def test_postgresql_has_the_models_schema_and_refuses_changes(server: str) -> No
 @pytest.mark.postgres
 def test_postgresql_keeps_the_same_log_as_sqlite(server: str, tmp_path: Path) -> None:
     odd = "NUL \x00, ESC \x1b, surrogate \ud800, 'quote', \U0001f600"
-    people = [Persona(user, 1, 2, 3, (odd,), (), (), float("nan"), 1.0) for user in range(20)]
+    people = [Persona(user, 1, 2, 3, (odd,), (), (), (), float("nan"), 1.0) for user in range(20)]
     shown = tuple(Exposure(p, 2**31 - 1 - p, score, 1 / 3) for p, score in enumerate((-0.0, 1e-310, float("inf"), 0.1)))
     taken = (Action(3, 2**31 - 4, 4.5, "bored"), Action(1, 2**31 - 2, -0.0, "delighted"))
     records = [PageRecord(user, n, odd, "p", shown, taken, "bored", "hazard", odd, (odd,)) for user in range(20) for n in range(2)]

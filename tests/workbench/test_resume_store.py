@@ -22,7 +22,7 @@ USERS, PAGES, SLOTS, GROUP = 40, 400, 10, 8
 
 
 def persona(user: int) -> Persona:
-    return Persona(user, 1, 1, 1, (), (), (), 3.0, 1.0)
+    return Persona(user, 1, 1, 1, (), (), (), (), 3.0, 1.0)
 
 
 def page(user: int, number: int) -> PageRecord:

@@ -28,7 +28,7 @@ from workbench.store.models import Base
 
 
 def persona(user: int, **changed: object) -> Persona:
-    return replace(Persona(user, 1, 2, 3, ("Drama",), (), ("Heat (1995)",), 3.6, 1.1), **changed)
+    return replace(Persona(user, 1, 2, 3, ("Drama",), (), ("Heat (1995)",), ("Alien (1979)",), 3.6, 1.1), **changed)
 
 
 def page(user: int, number: int, items: tuple[int, ...] = (5, 6, 7), taken: tuple[int, ...] = (1,)) -> PageRecord:
