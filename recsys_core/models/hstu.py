@@ -16,12 +16,13 @@ from kernels.hstu_attention import hstu_attention
 from recsys_core.data.dataset import Dataset, Ints, Jagged
 from recsys_core.recommender import Histories, ModelConfig, Progress, Recommender
 
-# A logit without weight; -inf would give NaN gradients where every negative happens to be the target.
-_NEVER = -1e30
-
 
 class HSTUConfig(ModelConfig):
-    """Settings of HSTU; the defaults were chosen on the validation part of MovieLens-100K."""
+    """Settings of HSTU.
+
+    The defaults were chosen on the validation part of MovieLens-100K (leave-one-out, NDCG@10, seeds 0 to 2; no choice used the test part).
+    They were picked for short training: 8 epochs give 0.098 to 0.100, and 10 gave 0.101 with seed 0.
+    """
 
     seed: int = 0
     """Seed of the initial weights, windows, dropout and negatives."""
@@ -35,15 +36,15 @@ class HSTUConfig(ModelConfig):
     """Tokens of context: the start token and the latest max_length - 1 items. Longer training sequences are cut into windows."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Share of embedding and layer outputs dropped in training."""
-    temperature: float = Field(0.05, gt=0)
-    """Divides cosine similarities before the softmax."""
-    negatives: int = Field(512, ge=1)
-    """Uniform negatives drawn for each batch and shared by its positions."""
-    epochs: int = Field(16, ge=1)
+    temperature: float = Field(0.05, ge=0.025)
+    """Divides cosine similarities before the softmax; below the bound exp(-2 / temperature) would leave float32."""
+    negatives: int = Field(1024, ge=1)
+    """Distinct items drawn uniformly for each batch as negatives of all its positions; at most the whole catalogue."""
+    epochs: int = Field(8, ge=1)
     """Passes over the log."""
     batch_tokens: int = Field(1024, ge=1)
     """Positions a step, about."""
-    learning_rate: float = Field(0.01, gt=0)
+    learning_rate: float = Field(0.014, gt=0)
     """Peak of AdamW's learning rate, which rises for a tenth of training and then falls along a cosine."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's weight decay."""
@@ -135,16 +136,10 @@ class HSTU(Recommender):
     def _loss(self, targets: Jagged, n_items: int) -> Tensor:
         """Mean softmax loss of windows of target items, each position against its target and the batch's shared negatives."""
         tokens, wanted = torch.from_numpy(shifted(targets, n_items)), torch.from_numpy(targets.values)
-        states = functional.normalize(self.network(tokens, torch.from_numpy(targets.offsets)), dim=1) / self.config.temperature
+        states = functional.normalize(self.network(tokens, torch.from_numpy(targets.offsets)), dim=1)
         negatives = torch.randperm(n_items)[: self.config.negatives]
-        positive = (states * self.network.item_vectors(wanted)).sum(1)
-        # Cosines are bounded, so taking the largest possible logit off keeps exp in range without a pass for the row's maximum.
-        top = 1 / self.config.temperature
-        others = torch.addmm(states.new_full((), -top), states, self.network.item_vectors(negatives).T).exp_().sum(1)
-        # A target that was drawn among the negatives is in the sum already.
-        drawn = torch.zeros(n_items, dtype=torch.bool)
-        drawn[negatives] = True
-        return (torch.where(drawn[wanted], others, others + (positive - top).exp()).log() + top - positive).mean()
+        positives, others = self.network.item_vectors(wanted), self.network.item_vectors(negatives)
+        return sampled_softmax(states, positives, others, torch.isin(wanted, negatives), self.config.temperature)
 
     @torch.inference_mode()
     def _score(self, histories: Histories) -> NDArray:
@@ -163,6 +158,19 @@ class HSTU(Recommender):
     def _load_state(self, state: dict[str, NDArray]) -> None:
         self.network = HSTUNetwork(self.config, len(self._catalogue())).eval()
         self.network.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+
+
+def sampled_softmax(states: Tensor, positives: Tensor, negatives: Tensor, drawn: Tensor, temperature: float) -> Tensor:
+    """Mean over positions of -log softmax of the target among itself and the negatives, by cosine / temperature.
+
+    states, positives: [T, d] unit vectors, a position's state and its target; negatives: [N, d] unit vectors of distinct items, the same
+    for all positions; drawn: [T] bool, whether the target is one of them, in which case it counts once.
+    """
+    # A cosine is at most 1. Taking off this bound, and not each row's maximum as logsumexp does, saves passes over [T, N].
+    bound = 1 / temperature
+    target = (states * positives).sum(1) / temperature - bound
+    total = torch.addmm(states.new_full((), -bound), states / temperature, negatives.T).exp_().sum(1)
+    return (torch.where(drawn, total, total + target.exp()).log() - target).mean()
 
 
 def batches(sequences: Jagged, max_length: int, batch_tokens: int, rng: np.random.Generator) -> list[Jagged]:

@@ -98,8 +98,8 @@ def test_fast_enough_to_run_after_every_training() -> None:
     a, b = evaluation(draw(rng, 943)), evaluation(draw(rng, 943))
     best = np.inf
     for _ in range(5):
-        start = time.perf_counter()
+        # Processor time, which other programs on the machine do not lengthen much.
+        start = time.process_time()
         compare(a, b, "NDCG@10")
-        best = min(best, time.perf_counter() - start)
-    # About 20 ms on a free core; the bound leaves room for a busy machine.
-    assert best < 0.2
+        best = min(best, time.process_time() - start)
+    assert best < 0.05

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from recsys_core import Histories, create
 from recsys_core.data.dataset import Dataset, Jagged, Vocabulary
-from recsys_core.models.hstu import HSTU, HSTUConfig, HSTUNetwork, batches, latest, one_cycle, shifted
+from recsys_core.models.hstu import HSTU, HSTUConfig, HSTUNetwork, batches, latest, one_cycle, sampled_softmax, shifted
 
 CHAIN = {
     "dim": 32,
@@ -103,6 +104,33 @@ def test_the_input_is_the_item_before(targets: Jagged) -> None:
     tokens = Jagged(shifted(targets, -7), targets.offsets)
     for r in range(len(targets)):
         assert tokens[r].tolist() == [-7, *targets[r]][: len(targets[r])]
+
+
+@given(st.integers(1, 12), st.integers(1, 9), st.sampled_from([0.025, 0.05, 1.0]), st.integers(0, 2**20))
+def test_loss_is_the_cross_entropy_of_each_target_among_its_distinct_candidates(count: int, rows: int, heat: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    items = functional.normalize(torch.randn(12, 4, generator=generator), dim=1)
+    states = functional.normalize(torch.randn(rows, 4, generator=generator), dim=1).requires_grad_()
+    wanted, negatives = torch.randint(12, (rows,), generator=generator), torch.randperm(12, generator=generator)[:count]
+    loss = sampled_softmax(states, items[wanted], items[negatives], torch.isin(wanted, negatives), heat)
+    each = []
+    for state, target in zip(states, wanted.tolist(), strict=True):
+        candidates = [target, *(i for i in negatives.tolist() if i != target)]
+        each.append(functional.cross_entropy((items[candidates] @ state / heat)[None], torch.tensor([0])))
+    expected = torch.stack(each).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(value, states)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_loss_stays_finite_at_the_lowest_temperature_and_the_worst_fit() -> None:
+    states = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    loss = sampled_softmax(states, -states.detach(), -states.detach(), torch.tensor([False]), 0.025)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx(np.log(2), rel=1e-5)
+    assert torch.isfinite(states.grad).all()  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"greater than or equal to 0\.025"):
+        HSTUConfig(temperature=0.02)
 
 
 def test_learning_rate_rises_then_falls() -> None:

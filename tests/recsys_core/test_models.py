@@ -15,6 +15,7 @@ from recsys_core.data.dataset import Dataset, Vocabulary
 from recsys_core.data.split import leave_one_out
 from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.models import registry
+from recsys_core.models.bpr import loss_and_gradients
 from recsys_core.models.ease import EASE
 from recsys_core.models.popularity import Popularity
 
@@ -176,6 +177,20 @@ def test_co_occurrence_is_learned(name: str, config: dict[str, float], data: Dat
     assert (strangers // 10 == np.arange(4)[:, None]).mean() > 0.95
 
 
+def test_bpr_gradients_are_those_of_autograd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    users, items, bias = (torch.randn(*shape, generator=generator).requires_grad_() for shape in ((7, 3), (9, 3), (9,)))
+    user, item, negative = (torch.randint(n, (20,), generator=generator) for n in (6, 8, 9))
+    u, i, j = users[user], items[item], items[negative]
+    data_loss = torch.nn.functional.softplus(-((u * (i - j)).sum(1) + bias[item] - bias[negative])).mean()
+    penalty = 0.3 * (u.square() + i.square() + j.square()).sum(1).mean()
+    expected = torch.autograd.grad(data_loss + penalty, (users, items, bias))
+    with torch.no_grad():
+        loss, gradients = loss_and_gradients(users, items, bias, user, item, negative, 0.3)
+    torch.testing.assert_close(loss, data_loss.detach())
+    torch.testing.assert_close(gradients, expected)
+
+
 def test_bpr_meets_a_known_user_by_id_and_follows_a_grown_history(data: Dataset) -> None:
     model = recsys_core.create("bpr", dim=8, epochs=60, batch_size=256, learning_rate=0.05).fit(data)
     row = data.sequences()[0]
@@ -246,6 +261,10 @@ def test_loading_what_is_no_model_is_explained(tmp_path: Path, data: Dataset) ->
     recsys_core.create("popularity").fit(data).save(tmp_path)
     with pytest.raises(DataError, match=r"recsys_core\.load"):
         EASE.load(tmp_path)
+
+
+def test_only_models_with_a_random_part_have_a_seed() -> None:
+    assert {name for name in SMALL if "seed" in registry.model_class(name).Config.model_fields} == {"random", "bpr", "hstu"}
 
 
 def test_every_setting_has_a_description() -> None:
