@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.chat.constrain import Guide, Guides
-from agents.chat.llama import Llama
+from agents.chat.model import Slots
 from agents.chat.text import common_prefix
 
 PREFILL_TOKENS = 2560
-"""Most prompt tokens in one forward pass; bounds the memory of activations."""
+"""Most prompt tokens in one forward pass, padding included; bounds the memory of activations."""
 _WORTH_SHARING = 256
 """Prompt tokens that must be saved before one row is computed ahead of its group."""
-_REFINED = 32
-"""Leading tokens whose logits are recomputed in float32: bfloat16 logits tie at every eighth, and ties would be broken by token id."""
 
 
 @dataclass(eq=False)
@@ -41,12 +40,14 @@ class Row:
             self._extend(self.guide.forced())
 
     def choose(self, logits: Tensor) -> None:
-        """Takes the next token from logits [V]: the largest at temperature 0, else drawn by inverse transform."""
-        if self.temperature == 0:
-            token = int(logits.argmax())
-        else:
-            mass = torch.softmax(logits.double() / self.temperature, -1).cumsum(-1).numpy()
-            token = int(np.searchsorted(mass, self._random.random() * mass[-1], side="right"))
+        """Takes the next token from logits [V]: the largest at temperature 0, else drawn by the Gumbel-max trick.
+
+        Unlike a draw by cumulative probability, its outcome hardly ever turns on rounding, which differs with the batch.
+        """
+        if self.temperature > 0:
+            race = torch.from_numpy(self._random.standard_exponential(len(logits), np.float32))
+            logits = logits / self.temperature - race.log()
+        token = int(logits.argmax())
         if token in self.stops:
             self.finished = True
         else:
@@ -62,11 +63,11 @@ class Row:
 
 
 class Decoder:
-    """Slots of a key-value cache; the first `len(rows)` are in use. slots: largest batch; columns: longest prompt plus answer in tokens."""
+    """Slots of a key-value cache; the first `len(rows)` are in use. model: as `model.load` gives it; slots: largest batch."""
 
-    def __init__(self, model: Llama, guides: Guides, slots: int, columns: int) -> None:
-        self.model, self.guides, self.columns = model, guides, columns
-        self.kv = model.cache(slots, columns)
+    def __init__(self, model: Any, guides: Guides, slots: int) -> None:
+        self.model, self.guides = model, guides
+        self.kv = Slots(slots)
         # What each slot's keys and values stand for; a slot that was left still serves as a source of prefixes.
         self.held: list[list[int]] = [[] for _ in range(slots)]
         self.rows: list[Row] = []
@@ -102,9 +103,11 @@ class Decoder:
         saved = sum(max(common_prefix(lead.prompt, row.prompt) - have, 0) for row in waiting[1:])
         if saved >= _WORTH_SHARING:
             return [lead]
-        size = total = 0
-        while size < len(waiting) and (size == 0 or total + len(waiting[size].prompt) <= PREFILL_TOKENS):
-            total += len(waiting[size].prompt)
+        longest = size = 0
+        for row in waiting:
+            longest = max(longest, len(row.prompt))
+            if size and (size + 1) * longest > PREFILL_TOKENS:
+                break
             size += 1
         return waiting[:size]
 
@@ -124,24 +127,22 @@ class Decoder:
         """Reads all tokens not yet held by the slots from `first` on, then takes one more token for each."""
         rows = self.rows[first:]
         fresh = [(r.prompt + r.out)[len(held) :] for r, held in zip(rows, self.held[first:], strict=False)]
-        counts = torch.tensor([len(f) for f in fresh])
-        starts = torch.tensor([len(held) for held in self.held[first : first + len(rows)]])
-        index = torch.arange(len(rows)).repeat_interleave(counts)
-        ends = counts.cumsum(0)
-        columns = torch.arange(int(ends[-1])) - (ends - counts)[index] + starts[index]
-        newest = starts[:, None] + torch.arange(int(counts.max()))
-        mask = torch.arange(int((starts + counts).max())) <= newest[..., None]
-        ids = torch.tensor([t for f in fresh for t in f])
-        kv = self.kv.rows(first, first + len(rows))
-        hidden = self.model.forward(ids, index, columns, columns, kv, mask)[ends - 1]
+        starts = torch.tensor([len(held) for held in self.held[first : first + len(rows)]])[:, None]
+        ends = starts + torch.tensor([len(f) for f in fresh])[:, None]
+        longest, width = max(len(f) for f in fresh), int(ends.max())
+        # Padded on the left, so that every row's next token is read off the last column.
+        ids = torch.tensor([[0] * (longest - len(f)) + f for f in fresh])
+        columns = ends + torch.arange(-longest, 0)
+        columns = columns.where(columns >= starts, -1)
+        # Padding looks at column 0: a token that sees nothing comes out as NaN.
+        positions = columns.clamp(min=0)
+        mask = torch.arange(width) <= positions[:, None, :, None]
+        self.kv.write(first, columns, width)
+        output = self.model(ids, attention_mask=mask, position_ids=positions, past_key_values=self.kv, use_cache=True, logits_to_keep=1)
         for slot, tokens in enumerate(fresh, first):
             self.held[slot] = self.held[slot] + tokens
-        logits = self.model.logits(hidden)
+        logits = output.logits[:, -1]
         self.guides.restrict(logits, [r.guide for r in rows])
-        if self.model.dtype != torch.float32:
-            top = logits.topk(_REFINED)
-            exact = self.model.exact_logits(hidden, top.indices).masked_fill(top.values.isneginf(), -torch.inf)
-            logits.scatter_(1, top.indices, exact)
         for row, scores in zip(rows, logits, strict=True):
             row.choose(scores)
 

@@ -1,9 +1,10 @@
-"""SmolLM2-135M-Instruct in this process, as a LangChain chat model."""
+"""A small language model in this process, SmolLM2-135M-Instruct unless told otherwise, as a LangChain chat model."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+from pathlib import Path
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -24,22 +25,25 @@ _ROLES = {"human": "user", "ai": "assistant", "system": "system"}
 
 
 @functools.cache
-def shared_engine() -> Engine:
-    """The process's one engine, loaded on first use; fetches and converts the weights where the cache has none."""
-    return Engine(derived(ASSET, VERSION, convert))
+def shared_engine(folder: str = "") -> Engine:
+    """The process's one engine for a model folder, loaded on first use.
+
+    Without a folder it is SmolLM2-135M-Instruct, whose weights are fetched and converted where the cache has none.
+    """
+    return Engine(Path(folder).expanduser() if folder else derived(ASSET, VERSION, convert))
 
 
 class EmbeddedChatModel(BaseChatModel):
-    """SmolLM2-135M-Instruct. Call arguments as for OpenAI: `max_tokens`, `temperature`, `seed`, `response_format` (a JSON schema)."""
+    """Call arguments as for OpenAI: `max_tokens`, `temperature`, `seed`, `response_format` (a JSON schema). See Engine for the folder."""
 
     max_tokens: int = 128
     temperature: float = 0.0
     seed: int = 0
     _engine: Engine = PrivateAttr()
 
-    def __init__(self, engine: Engine | None = None, **settings: Any) -> None:
+    def __init__(self, engine: Engine | None = None, *, folder: str = "", **settings: Any) -> None:
         super().__init__(**settings)
-        self._engine = engine or shared_engine()
+        self._engine = engine or shared_engine(folder)
 
     @property
     def engine(self) -> Engine:
@@ -47,8 +51,8 @@ class EmbeddedChatModel(BaseChatModel):
 
     @property
     def identity(self) -> str:
-        """Name for the response cache; another precision or conversion gives other answers."""
-        return f"embedded:{ASSET}:{VERSION}:{str(self._engine.dtype).removeprefix('torch.')}"
+        """Name for the response cache; other weights or another precision give other answers."""
+        return f"embedded:{self._engine.fingerprint[:16]}:{str(self._engine.dtype).removeprefix('torch.')}"
 
     @property
     def _llm_type(self) -> str:
@@ -61,7 +65,7 @@ class EmbeddedChatModel(BaseChatModel):
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: CallbackManagerForLLMRun | None = None, **kwargs: Any
     ) -> ChatResult:
-        return _result(self._ask(messages, stop, kwargs).result())
+        return self._result(self._ask(messages, stop, kwargs).result())
 
     async def _agenerate(
         self,
@@ -70,7 +74,7 @@ class EmbeddedChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return _result(await asyncio.wrap_future(self._ask(messages, stop, kwargs)))
+        return self._result(await asyncio.wrap_future(self._ask(messages, stop, kwargs)))
 
     async def score(self, request: ScoreRequest) -> Scored:
         """Likelihood or PMI of given continuations; see ScoreRequest."""
@@ -87,6 +91,16 @@ class EmbeddedChatModel(BaseChatModel):
             seed=kwargs.get("seed", self.seed),
         )
 
+    def _result(self, answer: Completion) -> ChatResult:
+        usage = UsageMetadata(
+            input_tokens=answer.prompt_tokens,
+            output_tokens=answer.completion_tokens,
+            total_tokens=answer.prompt_tokens + answer.completion_tokens,
+        )
+        metadata = {"finish_reason": "stop" if answer.complete else "length", "model_name": self.identity}
+        message = AIMessage(content=answer.text, usage_metadata=usage, response_metadata=metadata)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
 
 def _schema(response_format: dict[str, Any] | None) -> dict[str, Any] | None:
     """The JSON schema inside an OpenAI `response_format`."""
@@ -99,14 +113,3 @@ def _schema(response_format: dict[str, Any] | None) -> dict[str, Any] | None:
             return {"type": "object"}
         case _:
             raise DataError(f"response_format {str(response_format)[:80]!r} is unknown; use type text, json_object or json_schema")
-
-
-def _result(answer: Completion) -> ChatResult:
-    usage = UsageMetadata(
-        input_tokens=answer.prompt_tokens,
-        output_tokens=answer.completion_tokens,
-        total_tokens=answer.prompt_tokens + answer.completion_tokens,
-    )
-    metadata = {"finish_reason": "stop" if answer.complete else "length", "model_name": ASSET}
-    message = AIMessage(content=answer.text, usage_metadata=usage, response_metadata=metadata)
-    return ChatResult(generations=[ChatGeneration(message=message)])

@@ -20,15 +20,13 @@ import torch
 
 from agents.chat.constrain import Guides
 from agents.chat.decode import Decoder, Row
-from agents.chat.likelihood import Tree, log_likelihoods, tree
-from agents.chat.llama import Llama
+from agents.chat.likelihood import PASS_NODES, Tree, log_likelihoods, tree
+from agents.chat.model import fingerprint, load, native_dtype
 from agents.chat.text import Text
 from agents.chat.types import Message, ScoreRequest
-from recsys_core.errors import DataError, UnavailableError, missing_extra
+from recsys_core.errors import DataError, UnavailableError
 
 _GATHER_SECONDS = 0.005
-_SCORE_NODES = 2048
-"""Most tree nodes in one scoring pass."""
 _EMPTY_KEPT = 65536
 """Scores after an empty context that are kept; agents share them."""
 
@@ -69,24 +67,20 @@ class _Score:
         return sum(t.nodes for t in self.trees)
 
 
-def native_dtype() -> torch.dtype:
-    """bfloat16 where the CPU multiplies it in hardware (AVX512-BF16, AMX, ARM BF16), else float32: emulated, it would be slower."""
-    able = torch.cpu.get_capabilities()
-    return torch.bfloat16 if any(able.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")) else torch.float32
-
-
 class Engine:
-    """SmolLM2 behind a queue. folder: what `weights.convert` wrote; slots: largest batch; context: longest prompt plus answer in tokens."""
+    """A causal language model behind a queue.
+
+    folder: `config.json`, `model.safetensors` and `tokenizer.json` of a Hugging Face model whose turns are ChatML (SmolLM2, Qwen);
+    slots: largest batch; context: longest prompt plus answer in tokens.
+    """
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None, slots: int = 16, context: int = 2048) -> None:
-        try:
-            self.text = Text(folder / "tokenizer.json")
-        except ImportError as error:
-            raise missing_extra("tokenizers", "llm", "the embedded model") from error
-        self.context = context
-        self._model = Llama(folder, dtype or native_dtype())
+        self.fingerprint, self.dtype = fingerprint(folder), dtype or native_dtype()
+        self.text = Text(folder / "tokenizer.json")
+        self._model = load(folder, self.dtype)
+        self.context = min(context, self._model.config.max_position_embeddings)
         self._guides = Guides(self.text, self._model.config.vocab_size)
-        self._decoder = Decoder(self._model, self._guides, slots, context)
+        self._decoder = Decoder(self._model, self._guides, slots)
         self._inbox: queue.SimpleQueue[_Chat | _Score | None] = queue.SimpleQueue()
         self._chats: deque[_Chat] = deque()
         self._scores: deque[_Score] = deque()
@@ -95,10 +89,6 @@ class Engine:
         self._closed = False
         self._worker = threading.Thread(target=self._work, name="embedded-model", daemon=True)
         self._worker.start()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._model.dtype
 
     def chat(
         self,
@@ -197,7 +187,7 @@ class Engine:
     def _score_some(self) -> None:
         jobs: list[_Score] = []
         nodes = 0
-        while self._scores and (not jobs or nodes + self._scores[0].nodes <= _SCORE_NODES):
+        while self._scores and (not jobs or nodes + self._scores[0].nodes <= PASS_NODES):
             job = self._scores.popleft()
             if not job.future.cancelled():
                 jobs.append(job)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from agents.chat.llama import Llama
 from agents.chat.text import Text
 
-_HEAD_ROWS = 128
-"""Positions whose vocabulary logits are held at a time (25 MB in float32)."""
+PASS_NODES = 2048
+"""Most tree nodes in one pass, padding included."""
+_PASS_OUTPUTS = 768
+"""Most positions in one pass whose logits over the vocabulary are held (150 MB in float32)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt's token ids and its continuations. Nodes are counted in tokens that must be read."""
+    """A prompt's token ids and its continuations. Nodes are the tokens that must be read: the trunk's, then each branch's but its last."""
 
     trunk: tuple[int, ...]
     branches: tuple[Branch, ...]
@@ -37,6 +40,11 @@ class Tree:
     @property
     def nodes(self) -> int:
         return len(self.trunk) + sum(max(len(b.tokens) - 1, 0) for b in self.branches)
+
+    @property
+    def outputs(self) -> int:
+        """Nodes from the first one on whose logits are wanted."""
+        return self.nodes - min((b.depth for b in self.branches), default=1) + 1
 
 
 def tree(text: Text, prompt: str, continuations: Sequence[str]) -> Tree:
@@ -46,53 +54,54 @@ def tree(text: Text, prompt: str, continuations: Sequence[str]) -> Tree:
     return Tree(trunk, tuple(Branch(depth, tuple(ids[depth:])) for ids, depth in split))
 
 
-def log_likelihoods(model: Llama, trees: Sequence[Tree]) -> list[list[float]]:
-    """For each tree, the sum of log P(token | what precedes it) over each branch, in nats; 0 for an empty branch."""
-    if not trees:
-        return []
-    ids: list[int] = []
-    rows: list[int] = []
-    columns: list[int] = []
-    positions: list[int] = []
-    at: list[int] = []
-    targets: list[int] = []
-    owner: list[int] = []
-    width = max(t.nodes for t in trees)
-    mask = torch.zeros(len(trees), width, width, dtype=torch.bool)
-    offset = count = 0
-    for row, t in enumerate(trees):
-        trunk = len(t.trunk)
-        mask[row, :trunk, :trunk] = torch.ones(trunk, trunk, dtype=torch.bool).tril()
-        ids += t.trunk
-        positions += range(trunk)
-        node = trunk
-        for branch in t.branches:
-            read = branch.tokens[:-1]
-            stop = node + len(read)
-            mask[row, node:stop, : branch.depth] = True
-            mask[row, node:stop, node:stop] = torch.ones(len(read), len(read), dtype=torch.bool).tril()
-            ids += read
-            positions += range(branch.depth, branch.depth + len(read))
-            if branch.tokens:
-                at += [offset + branch.depth - 1, *range(offset + node, offset + stop)]
-                targets += branch.tokens
-                owner += [count] * len(branch.tokens)
-            node, count = stop, count + 1
-        rows += [row] * node
-        columns += range(node)
-        offset += node
-    kv = model.cache(len(trees), width)
-    hidden = model.forward(torch.tensor(ids), torch.tensor(rows), torch.tensor(columns), torch.tensor(positions), kv, mask)
-    total = torch.zeros(count, dtype=torch.float64)
-    if targets:
-        total.index_add_(0, torch.tensor(owner), _token_log_probability(model, hidden[torch.tensor(at)], torch.tensor(targets)).double())
-    return [part.tolist() for part in torch.split(total, [len(t.branches) for t in trees])]
+def log_likelihoods(model: Any, trees: Sequence[Tree]) -> list[list[float]]:
+    """For each tree, the sum of log P(token | what precedes it) over each branch, in nats; 0 for an empty branch.
 
-
-def _token_log_probability(model: Llama, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Log softmax of the chosen tokens, [N] float32.
-
-    The token's own logit is exact; rounding in the normalizer averages out over the vocabulary.
+    model: as `model.load` gives it.
     """
-    parts = zip(torch.split(hidden, _HEAD_ROWS), torch.split(tokens, _HEAD_ROWS), strict=True)
-    return torch.cat([model.exact_logits(h, t[:, None])[:, 0] - model.logits(h).logsumexp(-1) for h, t in parts])
+    results: list[list[float]] = [[] for _ in trees]
+    # Trees of like size share a pass, which pads them to the largest.
+    waiting = sorted(range(len(trees)), key=lambda i: trees[i].nodes)
+    while waiting:
+        size = outputs = 0
+        for i in waiting:
+            outputs = max(outputs, trees[i].outputs)
+            if size and ((size + 1) * trees[i].nodes > PASS_NODES or (size + 1) * outputs > _PASS_OUTPUTS):
+                break
+            size += 1
+        for i, scores in zip(waiting[:size], _one_pass(model, [trees[i] for i in waiting[:size]]), strict=True):
+            results[i] = scores
+        del waiting[:size]
+    return results
+
+
+def _one_pass(model: Any, trees: Sequence[Tree]) -> list[list[float]]:
+    width, outputs = max(t.nodes for t in trees), max(t.outputs for t in trees)
+    ids, positions = torch.zeros(2, len(trees), width, dtype=torch.int64)
+    # Every token sees itself; so does padding, which would come out as NaN if it saw nothing.
+    mask = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1, 1)
+    readers: list[list[list[int]]] = []
+    for row, t in enumerate(trees):
+        # Padded on the left, so that all wanted logits lie in the last `outputs` columns.
+        root = node = width - t.nodes
+        readers.append([])
+        for depth, tokens in ((0, t.trunk), *((b.depth, b.tokens[:-1]) for b in t.branches)):
+            stop = node + len(tokens)
+            ids[row, node:stop] = torch.tensor(tokens, dtype=torch.int64)
+            positions[row, node:stop] = torch.arange(depth, depth + len(tokens))
+            mask[row, 0, node:stop, root : root + depth] = True
+            mask[row, 0, node:stop, node:stop] = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+            readers[row].append([root + depth - 1, *range(node, stop)])
+            node = stop
+    logits = model(ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=outputs).logits
+    return [
+        [_log_probability(logits[row], [at - width + outputs for at in readers[row][i]], b.tokens) for i, b in enumerate(t.branches, 1)]
+        for row, t in enumerate(trees)
+    ]
+
+
+def _log_probability(logits: Tensor, at: Sequence[int], tokens: Sequence[int]) -> float:
+    """Of tokens, the i-th after logits[at[i]]."""
+    if not tokens:
+        return 0.0
+    return -float(cross_entropy(logits[at].float(), torch.tensor(tokens), reduction="none").double().sum())

@@ -16,7 +16,7 @@ from recsys_core.errors import DataError, UnavailableError, missing_extra
 if TYPE_CHECKING:
     from langchain_core.language_models.chat_models import BaseChatModel
 
-FORMS = "embedded | openai:MODEL | openai:MODEL@BASE_URL | vllm:MODEL@BASE_URL"
+FORMS = "embedded | embedded:FOLDER | openai:MODEL | openai:MODEL@BASE_URL | vllm:MODEL@BASE_URL"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +57,9 @@ def endpoint(spec: str | BaseChatModel, environment: Mapping[str, str] | None = 
     """Resolves a spec. Raises DataError for a malformed one and UnavailableError where a key or package is missing; sends nothing."""
     if not isinstance(spec, str):
         return _given(spec)
-    if spec == "embedded":
-        return _embedded()
     kind, colon, rest = spec.partition(":")
+    if kind == "embedded" and bool(colon) == bool(rest):
+        return _embedded(rest)
     name, at, url = rest.rpartition("@") if "@http" in rest or kind == "vllm" else (rest, "", "")
     if kind not in ("openai", "vllm") or not colon or not name or (kind == "vllm" and not at):
         raise DataError(f"chat model {spec!r} is not understood; use {FORMS}")
@@ -77,12 +77,12 @@ def _host(url: str) -> str | None:
         return None
 
 
-def _embedded() -> Endpoint:
+def _embedded(folder: str) -> Endpoint:
     try:
         from agents.chat.embedded import EmbeddedChatModel
     except ImportError as error:
         raise missing_extra(error.name or "langchain-core", "llm", "chat model 'embedded'") from error
-    return _given(EmbeddedChatModel())
+    return _given(EmbeddedChatModel(folder=folder))
 
 
 def _openai(spec: str, name: str, url: str | None, environment: Mapping[str, str]) -> Endpoint:

@@ -1,9 +1,11 @@
-"""The real SmolLM2 in process, against transformers and a naive one-sequence-at-a-time scorer."""
+"""The real SmolLM2 in process, against transformers run on one sequence at a time, in float32 and without a cache of ours."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.chat import ChatClient, ChatRequest, Message, ScoreRequest, connect
+from agents.chat import ChatClient, ChatRequest, Message, ScoreRequest, connect, endpoint
 from recsys_core.assets import derived
 from recsys_core.errors import DataError, UnavailableError
 
 jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("llguidance")
 pytest.importorskip("langchain_core")
-pytest.importorskip("tokenizers")
+transformers = pytest.importorskip("transformers")
 
 from agents.chat.embedded import ASSET, EmbeddedChatModel  # noqa: E402 - the extra `llm` is known to be there only from here on
 from agents.chat.engine import Engine  # noqa: E402
+from agents.chat.model import fingerprint  # noqa: E402
 from agents.chat.weights import VERSION, convert  # noqa: E402
 
 CAPITAL = [Message("user", "What is the capital of France?")]
@@ -58,7 +61,6 @@ def engine(folder: Path) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> Any:
-    transformers = pytest.importorskip("transformers")
     return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
@@ -150,9 +152,9 @@ def naive(model: Any, engine: Engine, prompt: str, continuation: str) -> float:
     return sum(float(table[i - 1, ids[i]]) for i in range(1 + split, len(ids)))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.6)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 1.0)], ids=["float32", "bfloat16"])
 def test_scores_are_those_of_the_naive_scorer(folder: Path, reference: Any, engine: Engine, dtype: torch.dtype, tolerance: float) -> None:
-    """Tolerance in nats over a whole title; titles lie nats apart."""
+    """Tolerance in nats over a whole title. In bfloat16 a logit of 20 is rounded by up to 0.06, and a title has some ten tokens."""
     scorer = engine if dtype == torch.float32 else Engine(folder, dtype)
     prompts = ("I like Alien, Aliens and", "Films:", "", "My favourite film is T")
     futures = [scorer.score(ScoreRequest(p, TITLES)) for p in prompts]
@@ -186,7 +188,7 @@ def test_what_can_never_be_answered_is_refused_at_once(engine: Engine) -> None:
 
 
 def test_a_defect_in_the_worker_reaches_those_who_wait(folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken on purpose")
 
     with monkeypatch.context() as patch:
@@ -196,6 +198,45 @@ def test_a_defect_in_the_worker_reaches_those_who_wait(folder: Path, engine: Eng
             with pytest.raises(RuntimeError, match="on purpose"):
                 future.result(60)
     assert engine.chat(CAPITAL, max_tokens=3).result(60).completion_tokens == 3, "and the worker goes on"
+
+
+def test_any_model_folder_can_be_named(folder: Path, engine: Engine, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    named = endpoint(f"embedded:{tmp_path}")
+    assert isinstance(named.model, EmbeddedChatModel)
+    try:
+        answer = named.model.invoke("What is the capital of France?", max_tokens=12)
+        assert "Paris" in str(answer.text)
+        assert engine.fingerprint == named.model.engine.fingerprint, "the same files are the same model wherever they lie"
+        assert named.model_id == f"embedded:{engine.fingerprint[:16]}:{str(named.model.engine.dtype).removeprefix('torch.')}"
+    finally:
+        named.model.engine.close()
+
+
+def test_other_files_are_another_model(folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes(b"{}")
+    before = fingerprint(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"{} ")
+    assert fingerprint(tmp_path) != before != fingerprint(folder)
+
+
+def test_a_folder_that_is_no_model_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is no model folder: config\.json, model\.safetensors, tokenizer\.json missing"):
+        endpoint(f"embedded:{tmp_path}")
+    (tmp_path / "tokenizer.json").symlink_to(folder / "tokenizer.json")
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    (tmp_path / "config.json").symlink_to(folder / "config.json")
+    with pytest.raises(DataError, match="cannot be loaded") as error:
+        endpoint(f"embedded:{tmp_path}")
+    assert "\n" not in str(error.value)
+
+
+def test_loading_says_nothing(folder: Path) -> None:
+    code = "import sys; from pathlib import Path; from agents.chat.engine import Engine; Engine(Path(sys.argv[1])).close()"
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def client(engine: Engine, **settings: Any) -> ChatClient:

@@ -11,7 +11,7 @@ from agents.chat import endpoint
 from recsys_core.errors import DataError, UnavailableError, WorkbenchError
 
 MALFORMED = (
-    *("", "openai", "openai:", "gpt-4o", "embedded:x"),
+    *("", "openai", "openai:", "gpt-4o", "embedded:"),
     *("vllm:llama", "vllm:@http://h/v1", "vllm:m@localhost:8000", "vllm:m@http://", "vllm:m@http://h:port/v1"),
 )
 
