@@ -1,9 +1,10 @@
 """Agents played by a language model, in one of two ways.
 
 `answer`: one structured answer a page says what is taken, how it is rated, how the page felt and whether the agent goes on.
-`likelihood`: what is taken is drawn from how much likelier each title becomes after the persona's favourites (pointwise mutual
-information), and one structured answer gives the rest. Small local models hold a real preference signal in their likelihoods
-and hardly any in what they write (docs/agents.md has the measurement), so this is the default where a model can score.
+`likelihood`: what is taken is drawn from how much likelier each title becomes after the persona's latest ones (pointwise mutual
+information), one structured answer gives ratings and feeling, and the session model alone decides about leaving. Small local models hold
+a real preference signal in their likelihoods and hardly any in what they write (docs/agents.md has the measurement), so this is the
+default where a model can score.
 
 A page that a model cannot answer after its bounded retries is decided by the fallback policy, and the decision says so.
 """
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +28,9 @@ from recsys_core.errors import DataError
 Elicitation = Literal["answer", "likelihood"]
 ACTIVITY_RATE = {1: 0.7, 2: 1.0, 3: 1.3}
 """Share of the average take rate by activity tier in `likelihood` mode; a setting, since logs without exposures cannot tell it."""
+
+
+Parse = Callable[[str], "Parsed"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class LLMPolicy:
     async def _by_answer(self, context: PageContext) -> Decision:
         numbers = tuple(i.number for i in context.items)
         schema = prompts.decision_schema(numbers, self.levels, len(numbers))
-        answer = await self._ask(context, prompts.decision_prompt(context, self.levels), schema, numbers, 24 + 12 * len(numbers))
+        prompt = prompts.decision_prompt(context, self.levels)
+        answer = await self._ask(context, prompt, schema, 24 + 12 * len(numbers), lambda text: parse_answer(text, numbers, self.levels))
         if answer.value is None:
             return await self._fall_back(context, answer.error, answer.keys)
         taken = dict(answer.value.taken)
@@ -85,7 +91,8 @@ class LLMPolicy:
         taken = self._draw(context, preference)
         schema = prompts.reaction_schema(len(taken), self.levels)
         numbers = tuple(i.number for i in taken)
-        answer = await self._ask(context, prompts.reaction_prompt(context, taken, self.levels), schema, numbers, 24 + 4 * len(taken))
+        prompt = prompts.reaction_prompt(context, taken, self.levels)
+        answer = await self._ask(context, prompt, schema, 24 + 4 * len(taken), lambda text: parse_reaction(text, numbers, self.levels))
         keys = (scored.key, *answer.keys)
         if answer.value is None:
             return await self._fall_back(context, answer.error, keys)
@@ -100,7 +107,7 @@ class LLMPolicy:
         draws = stream(context.seed, "likelihood", context.persona.user, context.page).random(len(z))
         return tuple(item for item, p, u in zip(context.items, probability, draws, strict=True) if u < p)
 
-    async def _ask(self, context: PageContext, prompt: str, schema: dict, numbers: tuple[int, ...], max_tokens: int) -> Answer[Parsed]:
+    async def _ask(self, context: PageContext, prompt: str, schema: dict[str, Any], max_tokens: int, parse: Parse) -> Answer[Parsed]:
         request = ChatRequest(
             (Message("system", prompts.SYSTEM), Message("user", prompt)),
             schema=schema,
@@ -108,7 +115,7 @@ class LLMPolicy:
             temperature=self.temperature,
             seed=int(stream(context.seed, "ask", context.persona.user, context.page).integers(2**31)),
         )
-        return await self.client.ask_json(request, lambda text: parse_answer(text, numbers, self.levels))
+        return await self.client.ask_json(request, parse)
 
     async def _fall_back(self, context: PageContext, why: str, keys: tuple[str, ...]) -> Decision:
         (decision,) = await self.fallback.decide([context])
@@ -116,28 +123,40 @@ class LLMPolicy:
 
 
 def parse_answer(text: str, numbers: tuple[int, ...], levels: prompts.Levels) -> Parsed:
-    """Reads either kind of answer; raises ValueError that names what is wrong with it.
+    """Reads a whole page decision; raises ValueError, KeyError or TypeError that says what is wrong with it.
 
-    numbers: those the answer may name, or, where it gives bare ratings, those rated, in order. Repeated numbers count once, the first wins.
+    numbers: those on the page. A repeated number counts once, the first wins.
     """
+    body = _object(text)
+    if not isinstance(body["next"], bool):
+        raise ValueError(f"next is {body['next']!r}, not true or false")
+    return Parsed(_ratings([(entry["n"], entry["rating"]) for entry in body["take"]], numbers, levels), _feeling(body), body["next"])
+
+
+def parse_reaction(text: str, numbers: tuple[int, ...], levels: prompts.Levels) -> Parsed:
+    """Reads the reaction to the items `numbers`, one rating each in that order; raises as `parse_answer` does."""
+    body = _object(text)
+    ratings = body.get("ratings", [])
+    if len(ratings) != len(numbers):
+        raise ValueError(f"{len(ratings)} ratings for {len(numbers)} items")
+    return Parsed(_ratings(list(zip(numbers, ratings, strict=True)), numbers, levels), _feeling(body), go_on=True)
+
+
+def _object(text: str) -> dict[str, Any]:
     body = json.loads(text)
     if not isinstance(body, dict):
         raise ValueError(f"the answer is a {type(body).__name__}, not an object")
-    feeling, go_on = body.get("feeling"), body.get("next")
+    return body
+
+
+def _feeling(body: dict[str, Any]) -> Feeling:
+    feeling: Feeling = body["feeling"]
     if feeling not in FEELINGS:
         raise ValueError(f"feeling {feeling!r} is not one of {', '.join(FEELINGS)}")
-    if not isinstance(go_on, bool):
-        raise ValueError(f"next is {go_on!r}, not true or false")
-    if "take" in body:
-        pairs = [
-            (entry["n"], entry["rating"]) if isinstance(entry, dict) and {"n", "rating"} <= entry.keys() else (entry, None)
-            for entry in body["take"]
-        ]
-    else:
-        ratings = body.get("ratings", [])
-        if len(ratings) != len(numbers):
-            raise ValueError(f"{len(ratings)} ratings for {len(numbers)} items")
-        pairs = list(zip(numbers, ratings, strict=True))
+    return feeling
+
+
+def _ratings(pairs: list[tuple[Any, Any]], numbers: tuple[int, ...], levels: prompts.Levels) -> tuple[tuple[int, float], ...]:
     taken: dict[int, float] = {}
     for number, rating in pairs:
         if isinstance(number, bool) or number not in numbers:
@@ -145,7 +164,7 @@ def parse_answer(text: str, numbers: tuple[int, ...], levels: prompts.Levels) ->
         if isinstance(rating, bool) or rating not in levels:
             raise ValueError(f"rating {rating!r} is not one of {levels}")
         taken.setdefault(number, float(rating))
-    return Parsed(tuple(taken.items()), feeling, go_on)
+    return tuple(taken.items())
 
 
 def _decision(parsed: Parsed, preference: tuple[float, ...], keys: tuple[str, ...]) -> Decision:

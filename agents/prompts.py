@@ -9,6 +9,7 @@ from agents.types import FEELINGS, PageContext, PageItem, Persona
 SYSTEM = "You play one user of a recommender system. Answer as that user, in JSON only."
 Levels = tuple[float, ...]
 """The rating values an agent may give, ascending, in the dataset's units."""
+FEELING = {"enum": list(FEELINGS)}
 TRAITS = {
     "activity": {1: "You rarely take anything.", 2: "You take what looks good.", 3: "You take many things."},
     "conformity": {1: "You rate by your own taste.", 2: "", 3: "You mostly agree with average ratings."},
@@ -51,7 +52,7 @@ def decision_prompt(context: PageContext, levels: Levels) -> str:
 
 
 def reaction_prompt(context: PageContext, taken: tuple[PageItem, ...], levels: Levels) -> str:
-    """Asks for ratings of items already chosen, the feeling, and whether to go on."""
+    """Asks for ratings of items already chosen, and the feeling."""
     chosen = page_text(taken) if taken else "nothing"
     return "\n".join(
         part
@@ -60,7 +61,7 @@ def reaction_prompt(context: PageContext, taken: tuple[PageItem, ...], levels: L
             context.memory,
             f"On page {context.page + 1} you took:",
             chosen,
-            f"Rate each {_scale(levels)}, say how the page felt and whether you look at the next page.",
+            f"Rate each {_scale(levels)} and say how the page felt.",
         )
         if part
     )
@@ -74,13 +75,13 @@ def decision_schema(numbers: tuple[int, ...], levels: Levels, most: int) -> dict
         "required": ["n", "rating"],
         "additionalProperties": False,
     }
-    return _answer({"take": {"type": "array", "items": entry, "maxItems": most}})
+    return _answer({"take": {"type": "array", "items": entry, "maxItems": most}, "feeling": FEELING, "next": {"type": "boolean"}})
 
 
 def reaction_schema(count: int, levels: Levels) -> dict[str, Any]:
     """JSON schema of the reaction to `count` chosen items."""
     ratings = {"type": "array", "items": {"enum": _json_numbers(levels)}, "minItems": count, "maxItems": count}
-    return _answer({"ratings": ratings} if count else {})
+    return _answer({**({"ratings": ratings} if count else {}), "feeling": FEELING})
 
 
 def taste_prompt(persona: Persona) -> str:
@@ -108,6 +109,5 @@ def _json_numbers(levels: Levels) -> list[float | int]:
     return [int(x) if x == int(x) else x for x in levels]
 
 
-def _answer(first: dict[str, Any]) -> dict[str, Any]:
-    properties = {**first, "feeling": {"enum": list(FEELINGS)}, "next": {"type": "boolean"}}
+def _answer(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

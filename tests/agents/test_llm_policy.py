@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from agents import prompts
 from agents.chat import Answer, CallFailed, ChatRequest, ScoreRequest, Scores, connect
-from agents.llm import LLMPolicy, parse_answer
+from agents.llm import LLMPolicy, parse_answer, parse_reaction
 from agents.persona import LogProfile, build_personas
 from agents.statistical import StatisticalPolicy
 from agents.types import FEELINGS, PageContext, PageItem
@@ -96,7 +96,7 @@ async def test_likelihood_takes_what_scores_high_at_the_asked_rate(contexts: lis
     def react(request: ChatRequest) -> str:
         assert request.schema is not None
         count = request.schema["properties"].get("ratings", {}).get("minItems", 0)
-        return json.dumps({"ratings": [5] * count, "feeling": "delighted", "next": True})
+        return json.dumps({"ratings": [5] * count, "feeling": "delighted"})
 
     policy = LLMPolicy(Scripted(react, first_is_best), fallback, LEVELS, take_rate=0.3)  # type: ignore[arg-type]
     assert policy.elicit == "likelihood"
@@ -139,11 +139,12 @@ def test_a_title_cannot_open_a_line_of_its_own(title: str) -> None:
 
 @given(st.text())
 def test_any_text_is_parsed_or_refused(text: str) -> None:
-    try:
-        parsed = parse_answer(text, (1, 2, 3), LEVELS)
-    except (ValueError, KeyError, TypeError):
-        return
-    assert {n for n, _ in parsed.taken} <= {1, 2, 3}
+    for parse in (parse_answer, parse_reaction):
+        try:
+            parsed = parse(text, (1, 2, 3), LEVELS)
+        except (ValueError, KeyError, TypeError):
+            continue
+        assert {n for n, _ in parsed.taken} <= {1, 2, 3}
 
 
 JSON = st.recursive(
@@ -155,14 +156,15 @@ JSON = st.recursive(
 
 @given(JSON, JSON, st.sampled_from([*FEELINGS, "smug"]), JSON)
 def test_any_json_is_parsed_or_refused(taken: Any, ratings: Any, feeling: str, go_on: Any) -> None:
-    for body in ({"take": taken, "feeling": feeling, "next": go_on}, {"ratings": ratings, "feeling": feeling, "next": go_on}):
+    answer, reaction = {"take": taken, "feeling": feeling, "next": go_on}, {"ratings": ratings, "feeling": feeling}
+    for parse, body in ((parse_answer, answer), (parse_reaction, reaction)):
         try:
-            parsed = parse_answer(json.dumps(body), (1, 2, 3), LEVELS)
+            parsed = parse(json.dumps(body), (1, 2, 3), LEVELS)
         except (ValueError, KeyError, TypeError):
             continue
         assert all(n in (1, 2, 3) and r in LEVELS for n, r in parsed.taken)
         assert parsed.feeling in FEELINGS
-        assert parsed.go_on is go_on
+        assert parsed.go_on is (go_on if parse is parse_answer else True)
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from(LEVELS)), max_size=8))
