@@ -28,7 +28,15 @@ def main() -> None:
     rows = []
     for row, found in zip(score_rows(trained, METRICS), trained, strict=True):
         cells = {m: "{:.4f} [{:.4f}, {:.4f}]".format(*row["metrics"][m]) for m in METRICS}
-        rows.append({"model": found.model, "seeds": len(found.runs), **cells, "fit s a seed": found.seconds / len(found.runs)})
+        rows.append(
+            {
+                "model": found.model,
+                "loss, negatives, time": row["training"],
+                "seeds": len(found.runs),
+                **cells,
+                "fit s a seed": found.seconds / len(found.runs),
+            }
+        )
     report(f"recommenders, ml-100k {options.part}, split {split.content_hash[:12]}", rows, options.csv)
     by_name = {t.model: t.runs for t in trained}
     if {"hstu", "ease"} <= by_name.keys():

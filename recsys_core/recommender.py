@@ -36,9 +36,11 @@ class Recommendations:
 
 
 class Recommender(ABC):
-    """Base of all recommenders. A subclass sets `name` and `Config`, and gives `_fit`, `_score`, `_state`, `_load_state`."""
+    """Base of all recommenders. A subclass sets `name`, `training` and `Config`, and gives `_fit`, `_score`, `_state`, `_load_state`."""
 
     name: ClassVar[str]
+    training: ClassVar[str] = "not stated"
+    """Loss, negatives, and whether order and timestamps are used, in a few words: tables print it."""
     Config: ClassVar[type[ModelConfig]] = ModelConfig
 
     def __init__(self, config: ModelConfig | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recsys_core import Comparison
+from recsys_core.models import model_class
 from workbench.loop import Trained
 from workbench.simulate import Outcome
 from workbench.store import Store
@@ -19,7 +20,17 @@ def score_rows(trained: Sequence[Trained], metrics: Sequence[str]) -> list[dict[
         for metric in metrics:
             averaged = item.averaged(metric)
             figures[metric] = (float(averaged[metric].mean()), *averaged.interval(metric))
-        rows.append({"model": item.model, "arm": item.arm, "seeds": len(item.runs), "metrics": figures, "seconds": item.seconds})
+        training = model_class(item.runs[0].model).training
+        rows.append(
+            {
+                "model": item.model,
+                "training": training,
+                "arm": item.arm,
+                "seeds": len(item.runs),
+                "metrics": figures,
+                "seconds": item.seconds,
+            }
+        )
     return rows
 
 

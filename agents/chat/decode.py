@@ -13,6 +13,7 @@ from torch import Tensor
 from agents.chat.constrain import Guide, Guides
 from agents.chat.model import Slots
 from agents.chat.text import common_prefix
+from recsys_core.errors import DataError
 
 PREFILL_TOKENS = 2560
 """Most prompt tokens in one forward pass, padding included; bounds the memory of activations."""
@@ -33,6 +34,7 @@ class Row:
     cancelled: Callable[[], bool]
     out: list[int] = field(default_factory=list)
     finished: bool = False
+    error: DataError | None = None
 
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.seed)
@@ -46,7 +48,8 @@ class Row:
         """
         if self.temperature > 0:
             race = torch.from_numpy(self._random.standard_exponential(len(logits), np.float32))
-            logits = logits / self.temperature - race.log()
+            # A draw of exactly 0 comes once in ten million; its -inf would make NaN of a forbidden token's, and NaN wins every argmax.
+            logits = logits / self.temperature - race.clamp_min(torch.finfo(torch.float32).tiny).log()
         token = int(logits.argmax())
         if token in self.stops:
             self.finished = True
@@ -141,10 +144,13 @@ class Decoder:
         output = self.model(ids, attention_mask=mask, position_ids=positions, past_key_values=self.kv, use_cache=True, logits_to_keep=1)
         for slot, tokens in enumerate(fresh, first):
             self.held[slot] = self.held[slot] + tokens
-        logits = output.logits[:, -1]
+        logits = output.logits[:, -1].float()
         self.guides.restrict(logits, [r.guide for r in rows])
         for row, scores in zip(rows, logits, strict=True):
-            row.choose(scores)
+            try:
+                row.choose(scores)
+            except DataError as error:  # this row's own; its neighbours go on
+                row.error, row.finished = error, True
 
     def _sweep(self) -> list[Row]:
         """Takes out finished and cancelled rows; the last row moves into the gap."""

@@ -181,7 +181,7 @@ class Engine:
         for row in finished:
             complete = len(row.out) < row.max_tokens or bool(row.guide and row.guide.finished)
             answer = Completion(self.text.decode(row.out), len(row.prompt), len(row.out), complete)
-            _resolve(self._running.pop(row).future, answer)
+            _resolve(self._running.pop(row).future, row.error or answer)
         self._running = {row: c for row, c in self._running.items() if row in self._decoder.rows}
 
     def _score_some(self) -> None:

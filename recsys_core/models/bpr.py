@@ -43,6 +43,7 @@ class BPR(Recommender):
     """
 
     name = "bpr"
+    training = "BPR, uniform negatives, no order"
     Config = BPRConfig
     config: BPRConfig
     user_factors: NDArray[np.float32]

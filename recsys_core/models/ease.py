@@ -27,6 +27,7 @@ class EASE(Recommender):
     """
 
     name = "ease"
+    training = "squared error, all items, no order"
     Config = EASEConfig
     config: EASEConfig
     weights: NDArray[np.float32]

@@ -104,6 +104,7 @@ class HSTU(Recommender):
     """
 
     name = "hstu"
+    training = "sampled softmax, shared uniform negatives, order, no timestamps"
     Config = HSTUConfig
     config: HSTUConfig
     network: HSTUNetwork

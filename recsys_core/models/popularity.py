@@ -13,6 +13,7 @@ class Popularity(Recommender):
     """Scores an item by its interactions in the training log, the same for every user."""
 
     name = "popularity"
+    training = "counts"
     counts: NDArray[np.float32]
 
     def _fit(self, dataset: Dataset, progress: Progress) -> None:

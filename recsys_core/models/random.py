@@ -22,6 +22,7 @@ class Random(Recommender):
     """Uniform scores that are a hash of (seed, user id, history, item), so the same question gets the same answer, in any batch."""
 
     name = "random"
+    training = "none"
     Config = RandomConfig
     config: RandomConfig
 

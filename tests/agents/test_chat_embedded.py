@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ pytest.importorskip("llguidance")
 pytest.importorskip("langchain_core")
 transformers = pytest.importorskip("transformers")
 
+from agents.chat.decode import Row  # noqa: E402
 from agents.chat.embedded import ASSET, EmbeddedChatModel  # noqa: E402 - the extra `llm` is known to be there only from here on
 from agents.chat.engine import Engine  # noqa: E402
 from agents.chat.model import fingerprint  # noqa: E402
@@ -274,3 +276,38 @@ async def test_a_time_out_frees_the_slot(engine: Engine) -> None:
     assert "timed out" in answer.error
     await asyncio.sleep(0.3)
     assert not engine._running
+
+
+def test_a_draw_of_zero_cannot_make_a_forbidden_token_win() -> None:
+    """The exponential draw is exactly 0 once in ten million; NaN from it once won the argmax and broke a whole batch."""
+
+    class Zeros:
+        def standard_exponential(self, size: int, dtype: type) -> np.ndarray:
+            return np.zeros(size, dtype)
+
+    row = Row([1], 10, 1.0, 0, None, frozenset(), lambda: False)
+    row._random = Zeros()  # type: ignore[assignment]
+    logits = torch.full((1000,), -torch.inf)
+    logits[77] = -3.0
+    row.choose(logits)
+    assert row.out == [77]
+
+
+def test_an_answer_that_breaks_takes_no_neighbour_with_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault on purpose: the first answer's guide refuses what the model chose."""
+    start, guides = engine._guides.start, []
+
+    def refuse(token: int) -> list[int]:
+        raise DataError("constrained decoding broke: on purpose")
+
+    def sabotaged(schema: dict[str, Any]) -> Any:
+        guides.append(start(schema))
+        if len(guides) == 1:
+            guides[0].accept = refuse  # type: ignore[method-assign]
+        return guides[-1]
+
+    monkeypatch.setattr(engine._guides, "start", sabotaged)
+    futures = [engine.chat(m, schema=WATCH, max_tokens=60, seed=n) for n, m in enumerate(questions(4))]
+    errors = [f.exception(60) for f in futures]
+    assert "on purpose" in str(errors[0])
+    assert errors[1:] == [None] * 3

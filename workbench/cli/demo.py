@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from recsys_core.assets import fetch
+from recsys_core.assets import fetch, is_present
 from recsys_core.data import known_datasets
 from workbench.cli import ui
 from workbench.config import Experiment
@@ -34,9 +34,7 @@ def demo(
     experiment = Experiment.load(config) if config else Experiment()
     if seed is not None:
         experiment = experiment.model_copy(update={"seed": seed})
-    for asset in needed_assets(experiment):
-        with ui.step(f"having {asset} at hand") as progress:
-            fetch(asset, progress)
+    have_assets(experiment)
     with ui.opened(store) as handle:
         report = run_experiment(handle, experiment, ui.step)
         facts = as_json(handle, report) | {"seconds": round(time.perf_counter() - start, 1)}
@@ -45,11 +43,14 @@ def demo(
     return render(facts, store)
 
 
-def needed_assets(experiment: Experiment) -> list[str]:
-    """What must be downloaded before the loop can start."""
-    embedded = any(s.policy == "llm" and s.llm.spec.startswith("embedded") for s in experiment.simulations)
+def have_assets(experiment: Experiment) -> None:
+    """Downloads what the experiment needs and the cache lacks, before anything is started."""
+    embedded = any(s.policy == "llm" and s.llm.spec == "embedded" for s in experiment.simulations)
     data = [experiment.data.name] if experiment.data.name in known_datasets() else []
-    return [*data, *(["smollm2-135m-instruct"] if embedded else [])]
+    for asset in [*data, *(["smollm2-135m-instruct"] if embedded else [])]:
+        if not is_present(asset):
+            with ui.step(f"downloading {asset}") as progress:
+                fetch(asset, progress)
 
 
 def as_json(store: Store, report: Report) -> dict[str, Any]:
@@ -84,11 +85,12 @@ def render(facts: dict[str, Any], store: str) -> None:
     where = f"{facts['dataset']}, {facts['split']}, {facts['test_users']} test users, full catalogue, seen items removed"
     ui.console.print()
     rows = [
-        [r["model"], str(r["seeds"]), *(ui.interval(*r["metrics"][m]) for m in metrics), f"{r['seconds']:.1f}"] for r in facts["baselines"]
+        [r["model"], r["training"], str(r["seeds"]), *(ui.interval(*r["metrics"][m]) for m in metrics), f"{r['seconds']:.1f}"]
+        for r in facts["baselines"]
     ]
     ui.table(
         "Recommenders before",
-        ["model", "seeds", *metrics, "fit s"],
+        ["model", "loss, negatives, time", "seeds", *metrics, "fit s"],
         rows,
         f"{where}; split {facts['split_hash'][:12]}; 95% bootstrap intervals over users",
     )

@@ -79,10 +79,13 @@ def evaluate(
         return ui.print_json(
             {"run": run, "part": part, "dataset_hash": dataset.content_hash, "split_hash": split.content_hash, "rows": rows}
         )
-    cells = [[str(r["model"]), str(r["seeds"]), *(ui.interval(*r["metrics"][m]) for m in names), f"{r['seconds']:.1f}"] for r in rows]
+    cells = [
+        [str(r["model"]), r["training"], str(r["seeds"]), *(ui.interval(*r["metrics"][m]) for m in names), f"{r['seconds']:.1f}"]
+        for r in rows
+    ]
     where = f"{data}, {split.name}, {part}, {len(holdout)} users"
     note = f"{where}, full catalogue, seen items removed; split {split.content_hash[:12]}; run {run}"
-    return ui.table("Ranking", ["model", "seeds", *names, "fit s"], cells, note)
+    return ui.table("Ranking", ["model", "loss, negatives, time", "seeds", *names, "fit s"], cells, note)
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

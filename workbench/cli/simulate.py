@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from recsys_core.assets import fetch
 from recsys_core.errors import DataError
 from workbench.cli import ui
-from workbench.cli.demo import needed_assets
+from workbench.cli.demo import have_assets
 from workbench.config import DataSettings, Experiment, LLMSettings, LoopSettings, ModelSettings, SimulationSettings
 from workbench.data import load_split
 from workbench.experiment import close_loop
@@ -66,8 +65,7 @@ def simulate(
                 llm=LLMSettings(spec=llm or "embedded", **bounds),
             )
             experiment = Experiment(name="simulate", seed=seed, data=DataSettings(name=data), simulations=(settings,))
-            for asset in needed_assets(experiment):
-                fetch(asset)
+            have_assets(experiment)
             with ui.step(f"simulating {agents} {settings.policy} agents on {recommender}") as progress:
                 outcome = simulate_run(handle, experiment, settings, progress)
         facts = simulation_row(outcome, settings.policy, settings.recommender.name) | {"fidelity": fidelity_rows(handle, outcome.run)}

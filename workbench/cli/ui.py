@@ -28,8 +28,8 @@ DEFAULT_STORE = "workbench.sqlite"
 _FIGURES = set("0123456789+-.")
 
 progress_console = Console(stderr=True, highlight=False)
-# Piped output has no width of its own; 140 columns keep every table's rows on one line.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+# Piped output has no width of its own; 170 columns keep every table's rows on one line.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 170)
 
 
 def print_json(value: Any) -> None:
