@@ -109,29 +109,33 @@ async def measure(build: Callable[[Dataset], Policy], log: Dataset, users: Ints,
     ease = create("ease").fit(inner)
     sequences = inner.sequences()
     ease_scores = ease.score(Histories.of([sequences[int(u)] for u in users], users))
+    kinds: tuple[Negatives, ...] = ("uniform", "popularity")
+    trials = {kind: [_trial(log, inner, int(u), rows, kind, seed) for u, rows in zip(users, held, strict=True)] for kind in kinds}
+    contexts = [
+        PageContext(p, 0, profile.page_items(t.items), "", tuple(map(int, sequences[t.user])), seed)
+        for kind in kinds
+        for p, t in zip(personas, trials[kind], strict=True)
+    ]
+    # All pages at once: a language model answers them in full batches.
+    answers = await policy.decide(contexts)
     rows, given, own = [], [], []
-    for kind in ("uniform", "popularity"):
-        trials = [_trial(log, inner, int(u), rows_, kind, seed) for u, rows_ in zip(users, held, strict=True)]
-        contexts = [
-            PageContext(p, 0, profile.page_items(t.items), "", tuple(map(int, sequences[t.user])), seed)
-            for p, t in zip(personas, trials, strict=True)
-        ]
-        decisions = await policy.decide(contexts)
+    for number, kind in enumerate(kinds):
+        shown, decisions = trials[kind], answers[number * len(users) : (number + 1) * len(users)]
         answered = [n for n, d in enumerate(decisions) if not d.fallback]
         if not answered:
             raise DataError(f"policy {policy.name!r} answered none of {len(decisions)} fidelity pages: {decisions[0].fallback}")
         judged = {
-            policy.name: [page_auc(_preference(decisions[n], trials[n]), trials[n].real) for n in answered],
-            "popularity": [page_auc(inner.item_counts[trials[n].items], trials[n].real) for n in answered],
-            "ease": [page_auc(ease_scores[n, trials[n].items], trials[n].real) for n in answered],
+            policy.name: [page_auc(_preference(decisions[n], shown[n]), shown[n].real) for n in answered],
+            "popularity": [page_auc(inner.item_counts[shown[n].items], shown[n].real) for n in answered],
+            "ease": [page_auc(ease_scores[n, shown[n].items], shown[n].real) for n in answered],
         }
         auc = {judge: np.array(values) for judge, values in judged.items()}
         rows.append(Discrimination(policy.name, kind, users[answered], auc, len(decisions) - len(answered)))
         for n in answered:
             for watch in decisions[n].watched:
-                if trials[n].real[watch.number - 1]:
+                if shown[n].real[watch.number - 1]:
                     given.append(watch.rating)
-                    own.append(trials[n].rating[watch.number - 1])
+                    own.append(shown[n].rating[watch.number - 1])
     rated = log.rating is not None and len(own) > 1
     ratings = RatingFidelity(policy.name, np.array(given), np.array(own), profile.mean) if rated else None
     return Fidelity(tuple(rows), ratings)
