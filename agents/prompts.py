@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from agents.types import FEELINGS, PageContext, PageItem, Persona
@@ -52,19 +53,11 @@ def decision_prompt(context: PageContext, levels: Levels) -> str:
 
 
 def reaction_prompt(context: PageContext, taken: tuple[PageItem, ...], levels: Levels) -> str:
-    """Asks for ratings of items already chosen, and the feeling."""
+    """Asks for ratings of items already chosen, and the feeling. Who the agent is is told by genres and habits: titles cost most tokens."""
+    who = persona_text(replace(context.persona, liked_titles=()))
     chosen = page_text(taken) if taken else "nothing"
-    return "\n".join(
-        part
-        for part in (
-            persona_text(context.persona),
-            context.memory,
-            f"On page {context.page + 1} you took:",
-            chosen,
-            f"Rate each {_scale(levels)} and say how the page felt.",
-        )
-        if part
-    )
+    asked = f"Rate each {_scale(levels)} and say how the page felt."
+    return "\n".join(part for part in (who, context.memory, f"On page {context.page + 1} you took:", chosen, asked) if part)
 
 
 def decision_schema(numbers: tuple[int, ...], levels: Levels, most: int) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +21,8 @@ from workbench.store import Evaluation as StoredEvaluation
 from workbench.store import Store, hash_users
 
 BASE = "none"
+_WORTH_PROCESSES = 1_000_000
+"""Interactions to train on, over all jobs; below, starting processes takes longer than the work."""
 
 
 @dataclass
@@ -41,18 +47,64 @@ def train_and_evaluate(
 
     The histories at evaluation are the real ones in every arm: only what the model was trained on differs.
     """
-    jobs = [(model, arm, seed) for model in models for arm in arms for seed in range(seeds if is_random(model) else 1)]
+    jobs = [Job(model, arm, seed) for model in models for arm in arms for seed in range(seeds if is_random(model) else 1)]
     results: dict[tuple[str, str], Trained] = {}
-    for done, (model, arm, seed) in enumerate(jobs):
-        progress(done / len(jobs), f"{model.name} on {arm}, seed {seed}")
-        config = {**model.config, "seed": seed} if is_random(model) else model.config
-        start = time.perf_counter()
-        recommender = create(model.name, **config).fit(arms[arm])
-        trained = results.setdefault((model.name, arm), Trained(model.name, arm))
-        trained.seconds += time.perf_counter() - start
-        trained.runs.append(evaluate(recommender, holdout, tuple(metrics)))
-    progress(1.0, "evaluated")
+    for done, (job, evaluation, seconds) in enumerate(_results(jobs, arms, holdout, tuple(metrics)), 1):
+        trained = results.setdefault((job.model.name, job.arm), Trained(job.model.name, job.arm))
+        trained.runs.append(evaluation)
+        trained.seconds += seconds
+        progress(done / len(jobs), f"{job.model.name} on {job.arm}, seed {job.seed}")
     return list(results.values())
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: a model on an arm with a seed."""
+
+    model: ModelSettings
+    arm: str
+    seed: int
+
+
+Result = tuple[Job, Evaluation, float]
+
+
+def _results(jobs: Sequence[Job], arms: Mapping[str, Dataset], holdout: Holdout, metrics: tuple[str, ...]) -> Iterator[Result]:
+    """Results in the order of the jobs, from one process a core where the work is worth starting them.
+
+    Every worker computes on one thread: small models gain little from a second one, and lose much where it has to wait for its core.
+    """
+    workers = min(os.cpu_count() or 1, len(jobs))
+    if workers == 1 or sum(len(arms[job.arm]) for job in jobs) < _WORTH_PROCESSES:
+        yield from (_run(job, arms[job.arm], holdout, metrics) for job in jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+        futures = [pool.submit(_run, job, arms[job.arm], holdout, metrics) for job in jobs]
+        try:
+            for future in futures:
+                yield future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _start_worker() -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+
+
+def _run(job: Job, train: Dataset, holdout: Holdout, metrics: tuple[str, ...]) -> Result:
+    config = {**job.model.config, "seed": job.seed} if is_random(job.model) else job.model.config
+    start = time.perf_counter()
+    recommender = create(job.model.name, **config).fit(train)
+    seconds = time.perf_counter() - start
+    return job, evaluate(recommender, holdout, metrics), seconds
 
 
 def is_random(model: ModelSettings) -> bool:
