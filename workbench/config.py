@@ -115,7 +115,7 @@ class Experiment(Settings):
     """Recommenders of the first table."""
     simulations: tuple[SimulationSettings, ...] = (
         SimulationSettings(policy="statistical", agents=200, skip=20),
-        SimulationSettings(policy="llm", agents=20, cohort=20),
+        SimulationSettings(policy="llm", agents=20, cohort=20, fidelity_users=12),
     )
     """Simulated users whose interactions are pooled for retraining."""
     loop: LoopSettings = LoopSettings()
