@@ -26,16 +26,15 @@ class RatingModel:
         return self.levels[np.searchsorted(self.edges, latent)]
 
 
-def fit_ratings(profile: LogProfile, seed_noise: NDArray | None = None) -> RatingModel:
+def fit_ratings(profile: LogProfile) -> RatingModel:
     """Cuts the latent score so that the log's own pairs get the log's own histogram.
 
-    seed_noise: [T] standard normal draws used to place the cuts; a fixed low-discrepancy set by default, so the fit is not random.
+    The cuts are placed with a fixed low-discrepancy set of normal draws, so the fit is not random.
     """
     log = profile.log
     expected = _expected(profile, log.user, log.item)
     noise_std = float((profile.rating - expected).std())
-    noise = _normal_grid(len(log)) if seed_noise is None else seed_noise
-    latent = np.sort(expected + noise_std * noise)
+    latent = np.sort(expected + noise_std * _normal_grid(len(log)))
     levels, counts = np.unique(profile.rating, return_counts=True)
     cuts = np.cumsum(counts)[:-1]
     return RatingModel(profile, levels.astype(float), latent[np.minimum(cuts, len(latent) - 1)], noise_std)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from agents.persona import LogProfile
 from agents.ratings import RatingModel, fit_ratings
 from agents.seeding import stream
 from agents.taste import TasteModel, fit_taste
@@ -27,7 +26,7 @@ class StatisticalPolicy:
     def fit(cls, log: Dataset, seed: int = 0, take_rate: float = 0.3) -> StatisticalPolicy:
         """Fits every part on one training log."""
         taste = fit_taste(log, seed, take_rate)
-        return cls(taste, fit_ratings(LogProfile(log)))
+        return cls(taste, fit_ratings(taste.profile))
 
     async def decide(self, contexts: list[PageContext]) -> list[Decision]:
         """Vectorized over all items of all pages; draws come from streams keyed by (seed, user, page)."""
