@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.types import PageItem, Persona
-from recsys_core.data.dataset import Dataset, Floats, Ints
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Floats, Ints
 
 SMOOTHING = 5.0
 """Pseudo-interactions that pull a small count towards the population: an item or a genre seen five times is half believed."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.persona import LogProfile
-from recsys_core.data.dataset import Ints
+from recsys_core.data.jagged import Ints
 
 
 @dataclass(frozen=True, eq=False)

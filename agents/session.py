@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from recsys_core.data.dataset import Dataset, Ints
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Ints
 from recsys_core.errors import DataError
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from agents.persona import LogProfile
 from agents.seeding import stream
-from recsys_core.data.dataset import Dataset, Ints
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Ints
 from recsys_core.errors import DataError
 
 VIEWS = ("popularity", "quality", "genre", "collaborative", "popularity x conformity", "genre x diversity")

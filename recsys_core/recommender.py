@@ -6,25 +6,43 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from recsys_core.data.dataset import Dataset, Floats, Ints, Jagged, Vocabulary
+from recsys_core.data.dataset import Dataset
 from recsys_core.data.histories import Histories
+from recsys_core.data.jagged import Floats, Ints, Jagged
+from recsys_core.data.split import Holdout
+from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError
 from recsys_core.progress import Progress, silent
 
-__all__ = ["Histories", "ModelConfig", "Progress", "Recommendations", "Recommender"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["FitOptions", "Histories", "ModelConfig", "Progress", "Recommendations", "Recommender"]
 
 
 class ModelConfig(BaseModel):
     """Settings of one recommender; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What fitting may use beside the training log; none of it belongs to a model's configuration."""
+
+    validation: Holdout | None = None
+    """Users for early stopping by NDCG@10; without them a model trains all its epochs and keeps the last."""
+    folder: Path | None = None
+    """Where checkpoints and training logs go; a fit that finds its own checkpoint there goes on from it."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, or `auto` for a GPU where there is one. Models without tensors stay on the processor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +57,6 @@ class Recommender(ABC):
     """Base of all recommenders. A subclass sets `name`, `training` and `Config`, and gives `_fit`, `_score`, `_state`, `_load_state`."""
 
     name: ClassVar[str]
-    training: ClassVar[str] = "not stated"
-    """Loss, negatives, and whether order and timestamps are used, in a few words: tables print it."""
     Config: ClassVar[type[ModelConfig]] = ModelConfig
 
     def __init__(self, config: ModelConfig | None = None) -> None:
@@ -48,27 +64,43 @@ class Recommender(ABC):
         self.items: Vocabulary | None = None
         self.n_users = 0
 
-    def fit(self, dataset: Dataset, progress: Progress | None = None) -> Self:
+    @property
+    def training(self) -> str:
+        """Loss, negatives, and whether order and timestamps are used, in a few words: tables print it."""
+        return "not stated"
+
+    def fit(self, dataset: Dataset, progress: Progress | None = None, options: FitOptions | None = None) -> Self:
         """Trains on a log; random parts are drawn from `config.seed` alone."""
         if len(dataset) == 0:
             raise DataError(f"dataset {dataset.name!r} has no interactions; {self.name} cannot be trained on it")
         self.items, self.n_users = dataset.items, len(dataset.users)
-        self._fit(dataset, progress or silent)
+        self._fit(dataset, progress or silent, options or FitOptions())
+        return self
+
+    def to(self, device: str) -> Self:
+        """Moves a trained model to a device; a model without tensors stays where it is."""
         return self
 
     def score(self, histories: Histories, candidates: Ints | None = None) -> Floats:
         """Scores, higher is better: [B, I] float32 over the catalogue, or [B, C] of candidates [B, C] (dense ids)."""
+        scores: Floats = self.scores(histories).cpu().numpy()
+        return scores if candidates is None else np.take_along_axis(scores, candidates, axis=1)
+
+    def scores(self, histories: Histories) -> Tensor:
+        """Scores [B, I] float32 over the catalogue, on the model's device; raises DataError for unknown ids and for NaN."""
+        import torch
+
         catalogue = self._catalogue()
         values = histories.items.values
         if len(values) and not (values.min() >= 0 and values.max() < len(catalogue)):
             raise DataError(f"histories hold item ids {values.min()} .. {values.max()}; {self.name} knows 0 .. {len(catalogue) - 1}")
-        scores = self._score(histories).astype(np.float32, copy=False)
+        found = self._score(histories)
+        scores = (torch.from_numpy(found) if isinstance(found, np.ndarray) else found).float()
         if scores.shape != (len(histories), len(catalogue)):
-            raise DataError(f"{self.name} scored shape {scores.shape}, expected {(len(histories), len(catalogue))}")
-        if np.isnan(scores).any():
-            broken = int(np.isnan(scores).any(1).sum())
+            raise DataError(f"{self.name} scored shape {tuple(scores.shape)}, expected {(len(histories), len(catalogue))}")
+        if broken := int(scores.isnan().any(1).sum()):
             raise DataError(f"{self.name} gave NaN for {broken} of {len(scores)} users; lower its learning rate or check its input")
-        return scores if candidates is None else np.take_along_axis(scores, candidates, axis=1)
+        return scores
 
     def recommend(self, histories: Histories, k: int, exclude: Jagged | None = None) -> Recommendations:
         """The k best items a user; `exclude` (jagged dense ids, default: the histories themselves) never appear.
@@ -114,10 +146,10 @@ class Recommender(ABC):
         return self.items
 
     @abstractmethod
-    def _fit(self, dataset: Dataset, progress: Progress) -> None: ...
+    def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None: ...
 
     @abstractmethod
-    def _score(self, histories: Histories) -> NDArray: ...
+    def _score(self, histories: Histories) -> NDArray | Tensor: ...
 
     @abstractmethod
     def _state(self) -> dict[str, NDArray]: ...

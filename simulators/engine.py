@@ -19,7 +19,7 @@ from agents.persona import LogProfile, build_personas
 from agents.seeding import stream
 from agents.session import SessionModel
 from agents.types import Decision, PageContext, Persona, Policy
-from recsys_core.data.dataset import Ints
+from recsys_core.data.jagged import Ints
 from recsys_core.recommender import Recommender
 from simulators.environment import Page, RecommenderEnvironment
 from simulators.events import Action, EventSink, PageRecord

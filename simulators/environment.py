@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.persona import LogProfile
 from agents.types import PageItem
-from recsys_core.data.dataset import Jagged
+from recsys_core.data.jagged import Jagged
 from recsys_core.errors import DataError
 from recsys_core.recommender import Histories, Recommender
 from simulators.events import Exposure, PageRecord

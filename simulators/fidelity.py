@@ -19,7 +19,8 @@ from agents.persona import LogProfile, build_personas
 from agents.seeding import stream
 from agents.types import Decision, PageContext, Policy
 from recsys_core import Histories, create
-from recsys_core.data.dataset import Dataset, Ints
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Ints
 from recsys_core.errors import DataError
 from recsys_core.evaluation.compare import bootstrap_means
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.seeding import stream
-from recsys_core.data.dataset import Dataset, Ints
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Ints
 from recsys_core.errors import DataError
 from simulators.events import PageRecord
 

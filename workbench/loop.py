@@ -37,7 +37,7 @@ class Trained:
     def averaged(self, metric: str) -> Evaluation:
         """Per-user values averaged over seeds, as one evaluation, for an interval over users."""
         values = {metric: np.mean([run[metric] for run in self.runs], axis=0)}
-        return Evaluation(self.model, self.runs[0].users, values)
+        return Evaluation(self.model, self.runs[0].users, values, self.runs[0].training)
 
 
 def train_and_evaluate(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from recsys_core import Comparison
-from recsys_core.models import model_class
 from workbench.loop import Trained
 from workbench.simulate import Outcome
 from workbench.store import Store
@@ -20,11 +19,10 @@ def score_rows(trained: Sequence[Trained], metrics: Sequence[str]) -> list[dict[
         for metric in metrics:
             averaged = item.averaged(metric)
             figures[metric] = (float(averaged[metric].mean()), *averaged.interval(metric))
-        training = model_class(item.runs[0].model).training
         rows.append(
             {
                 "model": item.model,
-                "training": training,
+                "training": item.runs[0].training,
                 "arm": item.arm,
                 "seeds": len(item.runs),
                 "metrics": figures,

@@ -1,11 +1,13 @@
 """Interaction logs: datasets, splits, readers and descriptions."""
 
-from recsys_core.data.dataset import Dataset, Floats, Ints, Jagged, Vocabulary
+from recsys_core.data.dataset import Dataset
 from recsys_core.data.describe import describe, gini
 from recsys_core.data.histories import Histories
+from recsys_core.data.jagged import Floats, Ints, Jagged
 from recsys_core.data.readers import Columns
 from recsys_core.data.registry import known_datasets, load_dataset, readable_title
 from recsys_core.data.split import Holdout, Split, global_time, leave_one_out
+from recsys_core.data.vocabulary import Vocabulary
 
 __all__ = [
     "Columns",

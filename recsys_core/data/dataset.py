@@ -5,93 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys_core.data.features import Features
+from recsys_core.data.jagged import Floats, Ints, Jagged
+from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
-
-
-class Vocabulary:
-    """A bijection between external ids (strings) and dense ids `0 .. len - 1`."""
-
-    def __init__(self, ids: Iterable[str]) -> None:
-        self.ids: tuple[str, ...] = tuple(ids)
-        self._index = {external: dense for dense, external in enumerate(self.ids)}
-        if len(self._index) != len(self.ids):
-            seen: set[str] = set()
-            twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
-            raise DataError(f"id {twice!r} occurs twice in a vocabulary; external ids must be unique")
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __contains__(self, external: object) -> bool:
-        return external in self._index
-
-    def encode(self, external: Sequence[str]) -> Ints:
-        """Dense ids [N] int64 of external ids; raises DataError that names the unknown ones."""
-        unknown = [e for e in external if e not in self._index]
-        if unknown:
-            shown = ", ".join(repr(u) for u in unknown[:5])
-            raise DataError(f"{len(unknown)} unknown id(s): {shown}; the vocabulary has {len(self)} ids, such as {self.ids[:3]}")
-        return np.fromiter((self._index[e] for e in external), np.int64, len(external))
-
-    def decode(self, dense: Iterable[int]) -> list[str]:
-        """External ids of dense ids."""
-        return [self.ids[int(d)] for d in dense]
-
-
-@dataclass(frozen=True, eq=False)
-class Jagged:
-    """Rows of unequal length: row `r` is `values[offsets[r]:offsets[r + 1]]`.
-
-    values: [T]; offsets: [R + 1] int64, first 0, last T, never decreasing.
-    """
-
-    values: NDArray
-    offsets: Ints
-
-    def __post_init__(self) -> None:
-        o = self.offsets
-        if o.ndim != 1 or len(o) == 0 or o[0] != 0 or o[-1] != len(self.values) or (np.diff(o) < 0).any():
-            raise DataError(f"offsets must rise from 0 to {len(self.values)} (the number of values), got {o[:3]} .. {o[-3:]}")
-
-    @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[int] | NDArray], dtype: type = np.int64) -> Jagged:
-        """Builds from a list of rows."""
-        lengths = [len(r) for r in rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-        values = np.concatenate([np.asarray(r, dtype) for r in rows]) if rows else np.empty(0, dtype)
-        return cls(values.astype(dtype, copy=False), offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> NDArray:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} outside 0 .. {len(self) - 1}")
-        return self.values[self.offsets[row] : self.offsets[row + 1]]
-
-    @property
-    def lengths(self) -> Ints:
-        """Row lengths [R] int64."""
-        return np.diff(self.offsets)
-
-    @property
-    def row_ids(self) -> Ints:
-        """The row of each value [T] int64."""
-        return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
-
-    def take(self, rows: Sequence[int] | Ints) -> Jagged:
-        """The given rows, in the given order."""
-        return Jagged.from_rows([self[int(r)] for r in rows], self.values.dtype.type)
 
 
 def _shuffle_key(seed: int, user: Ints, item: Ints) -> NDArray[np.uint64]:
@@ -113,7 +36,7 @@ class Dataset:
     """An interaction log.
 
     user, item: [T] int64 dense ids; timestamp: [T] int64 seconds; rating: [T] float32 in the source's own units, or None.
-    titles: [I] one line of text an item; tags: [I] genres or categories an item.
+    titles: [I] one line of text an item; tags: [I] genres or categories an item; features: what else is known, for models to read.
     tie_rule: how equal timestamps of one user are ordered, `file-order` or `shuffled:SEED`; part of the hash, since
     it changes which item is a user's last.
     """
@@ -127,6 +50,7 @@ class Dataset:
     rating: Floats | None = None
     titles: tuple[str, ...] = ()
     tags: tuple[tuple[str, ...], ...] = ()
+    features: Features = field(default_factory=Features)
     tie_rule: str = "file-order"
     provenance: str = field(default="", compare=False)
 
@@ -145,6 +69,7 @@ class Dataset:
         for texts, what in ((self.titles, "titles"), (self.tags, "tags")):
             if texts and len(texts) != len(self.items):
                 raise DataError(f"{len(texts)} {what} for {len(self.items)} items; give one an item or none")
+        self.features.check(len(self.users), len(self.items), len(self.user))
         if not re.fullmatch(r"file-order|shuffled:[0-9]{1,18}", self.tie_rule):
             raise DataError(f"tie_rule {self.tie_rule!r} is not 'file-order' or 'shuffled:SEED'")
 
@@ -163,6 +88,7 @@ class Dataset:
             digest.update(b"-" if column is None else f"{column.dtype}[{len(column)}]".encode() + column.tobytes())
         # JSON keeps ("a", "b") apart from ("ab",) and no titles apart from empty ones, whatever the texts hold.
         digest.update(json.dumps([self.users.ids, self.items.ids, self.titles, self.tags, self.tie_rule]).encode())
+        self.features.update(digest)
         return digest.hexdigest()
 
     @cached_property
@@ -193,22 +119,20 @@ class Dataset:
 
     def rows(self, keep: NDArray, name: str | None = None) -> Dataset:
         """The dataset with only some rows (a boolean mask or row indices [*]); vocabularies stay, so dense ids keep their meaning."""
-        return self._replace_rows(
-            self.user[keep], self.item[keep], self.timestamp[keep], None if self.rating is None else self.rating[keep], name
-        )
+        kept = np.arange(len(self))[keep]
+        return replace(
+            self, name=name or self.name, user=self.user[kept], item=self.item[kept], timestamp=self.timestamp[kept],
+            rating=None if self.rating is None else self.rating[kept], features=self.features.of_interactions(kept),
+        )  # fmt: skip
 
     def append(self, user: Ints, item: Ints, timestamp: Ints, rating: Floats | None, name: str) -> Dataset:
-        """The dataset with further interactions behind the present ones; this one is unchanged."""
+        """The dataset with further interactions behind the present ones, their own features missing; this one is unchanged."""
         if (rating is None) != (self.rating is None):
             mine, theirs = ("has", "lack") if rating is None else ("lacks", "have")
             raise DataError(f"dataset {self.name!r} {mine} ratings and the appended rows {theirs} them; give both or neither")
         joined = None if self.rating is None or rating is None else np.concatenate([self.rating, rating.astype(np.float32)])
-        return self._replace_rows(
-            np.concatenate([self.user, user]), np.concatenate([self.item, item]), np.concatenate([self.timestamp, timestamp]), joined, name
-        )
-
-    def _replace_rows(self, user: Ints, item: Ints, timestamp: Ints, rating: Floats | None, name: str | None) -> Dataset:
-        return Dataset(
-            name or self.name, self.users, self.items, user.astype(np.int64), item.astype(np.int64), timestamp.astype(np.int64),
-            rating, self.titles, self.tags, self.tie_rule, self.provenance,
+        return replace(
+            self, name=name, user=np.concatenate([self.user, user]), item=np.concatenate([self.item, item]),
+            timestamp=np.concatenate([self.timestamp, timestamp]), rating=joined,
+            features=self.features.of_interactions(np.concatenate([np.arange(len(self)), np.full(len(user), -1)])),
         )  # fmt: skip

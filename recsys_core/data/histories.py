@@ -8,23 +8,38 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_core.data.dataset import Ints, Jagged, Vocabulary
+from recsys_core.data.jagged import Floats, Ints, Jagged
+from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
 class Histories:
-    """What a recommender knows about a batch of users when it ranks.
+    """What a recommender knows about a batch of B users, with T interactions in all, when it ranks.
 
     items: jagged dense item ids, oldest first; users: [B] int64 dense user ids, -1 for a user unknown in training.
+    timestamps: [T] int64 seconds and ratings: [T] float32 of `items.values`, or None where nobody knows them.
+    at: [B] int64 seconds, when the list is asked for, or None. In an evaluation it is the time of the (first) held-out interaction, which
+    a served recommender knows as the present moment; a model that reads it says so in its `training`.
     """
 
     items: Jagged
     users: Ints
+    timestamps: Ints | None = None
+    ratings: Floats | None = None
+    at: Ints | None = None
 
     def __post_init__(self) -> None:
-        if self.users.shape != (len(self.items),):
+        rows, values = (len(self.items),), self.items.values.shape
+        if self.users.shape != rows:
             raise DataError(f"{len(self.items)} histories but user ids of shape {self.users.shape}; give one id a history")
+        for column, given, shape in (
+            ("timestamps", self.timestamps, values),
+            ("ratings", self.ratings, values),
+            ("at", self.at, rows),
+        ):
+            if given is not None and given.shape != shape:
+                raise DataError(f"{column} of histories have shape {given.shape}, expected {shape}")
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int] | NDArray], users: Sequence[int] | Ints | None = None) -> Histories:
@@ -42,4 +57,12 @@ class Histories:
 
     def slice(self, start: int, stop: int) -> Histories:
         """Rows `start` to `stop` (excluded)."""
-        return Histories(self.items.take(range(start, min(stop, len(self)))), self.users[start:stop])
+        offsets = self.items.offsets[start : min(stop, len(self)) + 1]
+        inside = slice(offsets[0], offsets[-1])
+        return Histories(
+            Jagged(self.items.values[inside], offsets - offsets[0]),
+            self.users[start:stop],
+            None if self.timestamps is None else self.timestamps[inside],
+            None if self.ratings is None else self.ratings[inside],
+            None if self.at is None else self.at[start:stop],
+        )

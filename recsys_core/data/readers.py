@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recsys_core.data.dataset import Floats, Ints
+from recsys_core.data.jagged import Floats, Ints
 from recsys_core.data.tables import TableFile
 from recsys_core.errors import DataError
 

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_core import assets
-from recsys_core.data.dataset import Dataset, Ints, Vocabulary
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Ints
 from recsys_core.data.readers import Columns, ItemTexts, Log, read_items, read_log
 from recsys_core.data.tables import SEPARATORS
+from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, unknown_name
 from recsys_core.progress import Progress
 
@@ -75,7 +77,7 @@ def _build(name: str, log: Log, texts: ItemTexts, tie_rule: str, provenance: str
     known = [texts.get(external, (external, ())) for external in items.ids] if texts else []
     return Dataset(
         name, users, items, user, item, log.timestamp, log.rating,
-        tuple(title for title, _ in known), tuple(tags for _, tags in known), tie_rule, provenance,
+        tuple(title for title, _ in known), tuple(tags for _, tags in known), tie_rule=tie_rule, provenance=provenance,
     )  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from recsys_core.data.dataset import Dataset, Ints, Jagged
+from recsys_core.data.dataset import Dataset
 from recsys_core.data.histories import Histories
+from recsys_core.data.jagged import Ints, Jagged
 from recsys_core.errors import DataError
 
 
@@ -63,14 +64,12 @@ def leave_one_out(dataset: Dataset, min_length: int = 3) -> Split:
     ends = dataset.offsets[1:][held]
     keep = np.ones(len(dataset), bool)
     keep[dataset.order[ends - 1]] = keep[dataset.order[ends - 2]] = False
-    sequences = dataset.sequences()
-    rows = [sequences[int(u)] for u in held]
-    return Split(
-        "leave-one-out",
-        dataset.rows(keep, f"{dataset.name}/train"),
-        Holdout(Histories.of([r[:-2] for r in rows], held), Jagged.from_rows([r[-2:-1] for r in rows])),
-        Holdout(Histories.of([r[:-1] for r in rows], held), Jagged.from_rows([r[-1:] for r in rows])),
-    )
+
+    def holdout(last: int) -> Holdout:
+        """Holds out the `last` of the items from the end; what comes before it is known."""
+        return _holdout(dataset, held, dataset.offsets[held], ends - last, ends - last + 1)
+
+    return Split("leave-one-out", dataset.rows(keep, f"{dataset.name}/train"), holdout(2), holdout(1))
 
 
 def global_time(dataset: Dataset, valid_share: float = 0.1, test_share: float = 0.1) -> Split:
@@ -89,16 +88,36 @@ def global_time(dataset: Dataset, valid_share: float = 0.1, test_share: float = 
     if not train.any() or cuts[0] == cuts[1]:
         raise DataError(f"timestamps of {dataset.name!r} do not separate the parts (cuts at {cuts[0]} and {cuts[1]}); use leave_one_out")
 
+    time = dataset.timestamp[dataset.order]
+    owner = dataset.user[dataset.order]
+
     def holdout(start: int, stop: float) -> Holdout:
-        time, sequences = dataset.timestamp[dataset.order], dataset.sequences()
-        users, known, targets = [], [], []
-        for u in range(len(dataset.users)):
-            when, items = time[dataset.offsets[u] : dataset.offsets[u + 1]], sequences[u]
-            inside = (when >= start) & (when < stop)
-            if inside.any():
-                users.append(u)
-                known.append(items[when < start])
-                targets.append(items[inside])
-        return Holdout(Histories.of(known, np.array(users, np.int64)), Jagged.from_rows(targets))
+        """Users with an interaction in [start, stop); what they did before it is known."""
+        size = len(dataset.users)
+        before = np.bincount(owner[time < start], minlength=size)
+        inside = np.bincount(owner[(time >= start) & (time < stop)], minlength=size)
+        held = np.flatnonzero(inside)
+        first = dataset.offsets[held]
+        return _holdout(dataset, held, first, first + before[held], first + before[held] + inside[held])
 
     return Split("global-time", dataset.rows(train, f"{dataset.name}/train"), holdout(cuts[0], cuts[1]), holdout(cuts[1], np.inf))
+
+
+def _holdout(dataset: Dataset, held: Ints, first: Ints, cut: Ints, stop: Ints) -> Holdout:
+    """Users `held`, each with places first .. cut of `dataset.order` known and cut .. stop to be found."""
+    known, wanted = _ranges(first, cut), _ranges(cut, stop)
+    rows = dataset.order[known.values]
+    histories = Histories(
+        Jagged(dataset.item[rows], known.offsets),
+        held.astype(np.int64),
+        dataset.timestamp[rows],
+        None if dataset.rating is None else dataset.rating[rows],
+        dataset.timestamp[dataset.order[cut]],
+    )
+    return Holdout(histories, Jagged(dataset.item[dataset.order[wanted.values]], wanted.offsets))
+
+
+def _ranges(start: Ints, stop: Ints) -> Jagged:
+    """Row r holds start[r], start[r] + 1, ... stop[r] - 1."""
+    offsets = np.concatenate([[0], np.cumsum(stop - start)]).astype(np.int64)
+    return Jagged(np.repeat(start - offsets[:-1], stop - start) + np.arange(offsets[-1]), offsets)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_core.data.dataset import Ints, Jagged
+from recsys_core.data.jagged import Ints, Jagged
 from recsys_core.data.split import Holdout
 from recsys_core.errors import DataError, unknown_name
 from recsys_core.evaluation.compare import bootstrap_means
@@ -23,11 +23,13 @@ class Evaluation:
     """Per-user values of one recommender on one holdout.
 
     model: the recommender's name; users: [B] int64 dense user ids, -1 for unknown ones; values: metric name to [B] float64.
+    training: loss, negatives and use of time, as the recommender says it.
     """
 
     model: str
     users: Ints
     values: Mapping[str, NDArray[np.float64]]
+    training: str = "not stated"
 
     def __getitem__(self, metric: str) -> NDArray[np.float64]:
         """Per-user values [B] of a metric; raises UnknownNameError for one that was not evaluated."""
@@ -71,4 +73,6 @@ def evaluate(
         ranking = rank(recommender.score(histories), targets, histories.items if exclude_seen else None)
         for name in names:
             parts[name].append(ranking.metric(name))
-    return Evaluation(recommender.name, holdout.users, {name: np.concatenate(values) for name, values in parts.items()})
+    return Evaluation(
+        recommender.name, holdout.users, {name: np.concatenate(values) for name, values in parts.items()}, recommender.training
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_core.data.dataset import Ints, Jagged
+from recsys_core.data.jagged import Ints, Jagged
 from recsys_core.errors import DataError, unknown_name
 
 PER_USER = ("HR", "NDCG", "MRR", "Recall", "AUC")

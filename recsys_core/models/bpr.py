@@ -9,9 +9,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from recsys_core.data.dataset import Dataset, Jagged
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Jagged
 from recsys_core.errors import DataError
-from recsys_core.recommender import Histories, ModelConfig, Progress, Recommender
+from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommender
 
 _RIDGE = 1.0
 
@@ -43,7 +44,6 @@ class BPR(Recommender):
     """
 
     name = "bpr"
-    training = "BPR, uniform negatives, no order"
     Config = BPRConfig
     config: BPRConfig
     user_factors: NDArray[np.float32]
@@ -53,7 +53,11 @@ class BPR(Recommender):
     trained_mean: NDArray[np.float32]
     trained: NDArray[np.bool_]
 
-    def _fit(self, dataset: Dataset, progress: Progress) -> None:
+    @property
+    def training(self) -> str:
+        return "BPR, uniform negatives, no order"
+
+    def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None:
         config = self.config
         user, item = torch.from_numpy(dataset.user.copy()), torch.from_numpy(dataset.item.copy())
         generator = torch.Generator().manual_seed(config.seed)

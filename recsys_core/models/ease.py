@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from recsys_core.data.dataset import Dataset, Jagged
-from recsys_core.recommender import Histories, ModelConfig, Progress, Recommender
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Jagged
+from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommender
 
 _BLOCK = 1024
 
@@ -27,12 +28,15 @@ class EASE(Recommender):
     """
 
     name = "ease"
-    training = "squared error, all items, no order"
     Config = EASEConfig
     config: EASEConfig
     weights: NDArray[np.float32]
 
-    def _fit(self, dataset: Dataset, progress: Progress) -> None:
+    @property
+    def training(self) -> str:
+        return "squared error, all items, no order"
+
+    def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None:
         n_items = len(dataset.items)
         gram = np.zeros((n_items, n_items))
         sequences = dataset.sequences()

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.hstu_attention import hstu_attention
-from recsys_core.data.dataset import Dataset, Ints, Jagged
-from recsys_core.recommender import Histories, ModelConfig, Progress, Recommender
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Ints, Jagged
+from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommender
 
 
 class HSTUConfig(ModelConfig):
@@ -104,12 +105,15 @@ class HSTU(Recommender):
     """
 
     name = "hstu"
-    training = "sampled softmax, shared uniform negatives, order, no timestamps"
     Config = HSTUConfig
     config: HSTUConfig
     network: HSTUNetwork
 
-    def _fit(self, dataset: Dataset, progress: Progress) -> None:
+    @property
+    def training(self) -> str:
+        return "sampled softmax, shared uniform negatives, order, no timestamps"
+
+    def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None:
         config, n_items = self.config, len(dataset.items)
         sequences = dataset.sequences()
         with torch.random.fork_rng(devices=[]):

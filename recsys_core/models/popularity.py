@@ -6,17 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys_core.data.dataset import Dataset
-from recsys_core.recommender import Histories, Progress, Recommender
+from recsys_core.recommender import FitOptions, Histories, Progress, Recommender
 
 
 class Popularity(Recommender):
     """Scores an item by its interactions in the training log, the same for every user."""
 
     name = "popularity"
-    training = "counts"
     counts: NDArray[np.float32]
 
-    def _fit(self, dataset: Dataset, progress: Progress) -> None:
+    @property
+    def training(self) -> str:
+        return "counts"
+
+    def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None:
         self.counts = dataset.item_counts.astype(np.float32)
         progress(1.0, "counted")
 

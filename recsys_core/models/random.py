@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys_core.data.dataset import Dataset
-from recsys_core.recommender import Histories, ModelConfig, Progress, Recommender
+from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommender
 
 Words = NDArray[np.uint64]
 
@@ -22,11 +22,14 @@ class Random(Recommender):
     """Uniform scores that are a hash of (seed, user id, history, item), so the same question gets the same answer, in any batch."""
 
     name = "random"
-    training = "none"
     Config = RandomConfig
     config: RandomConfig
 
-    def _fit(self, dataset: Dataset, progress: Progress) -> None:
+    @property
+    def training(self) -> str:
+        return "none"
+
+    def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None:
         progress(1.0, "nothing to learn")
 
     def _score(self, histories: Histories) -> NDArray:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from recsys_core.data.dataset import Dataset, Jagged, Vocabulary
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Jagged
 from recsys_core.data.split import Holdout
+from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.evaluation import evaluate
-from recsys_core.recommender import Histories, Progress, Recommender
+from recsys_core.recommender import FitOptions, Histories, Progress, Recommender
 
 
 class Fixed(Recommender):
@@ -18,7 +20,7 @@ class Fixed(Recommender):
 
     name = "fixed"
 
-    def _fit(self, dataset: Dataset, progress: Progress) -> None:
+    def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None:
         self.asked: list[int] = []
 
     def _score(self, histories: Histories) -> NDArray:

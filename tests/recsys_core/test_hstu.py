@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from recsys_core import Histories, create
-from recsys_core.data.dataset import Dataset, Jagged, Vocabulary
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Jagged
+from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.models.hstu import HSTU, HSTUConfig, HSTUNetwork, batches, latest, one_cycle, sampled_softmax, shifted
 
 CHAIN = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from ir_measures import RR, R, Success, nDCG
 
-from recsys_core.data.dataset import Jagged
+from recsys_core.data.jagged import Jagged
 from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.evaluation import beyond_accuracy, coverage, gini, mean_popularity, novelty, rank
 

@@ -11,8 +11,9 @@ import torch
 
 import recsys_core
 from recsys_core import Histories, ModelConfig, Recommender
-from recsys_core.data.dataset import Dataset, Vocabulary
+from recsys_core.data.dataset import Dataset
 from recsys_core.data.split import leave_one_out
+from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.models import registry
 from recsys_core.models.bpr import loss_and_gradients

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.types import Persona
-from recsys_core.data.dataset import Dataset, Vocabulary
+from recsys_core.data.dataset import Dataset
 from recsys_core.data.readers import read_items, read_log
+from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, RunStoppedError
 from simulators.events import Action, Exposure, PageRecord
 from workbench.export import atomic_file, export_run

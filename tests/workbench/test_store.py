@@ -19,7 +19,8 @@ from sqlalchemy import event, text
 
 from agents.chat.types import CallRecord, ChatRequest, Message, Response, ScoreRequest, request_key
 from agents.types import FEELINGS, Persona
-from recsys_core.data.dataset import Dataset, Vocabulary
+from recsys_core.data.dataset import Dataset
+from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, RunStoppedError, UnknownNameError
 from simulators.events import Action, Exposure, PageRecord
 from workbench.store import CallTotals, Comparison, Evaluation, Store, code_version, hash_users

@@ -11,7 +11,7 @@ from agents.types import Feeling, Persona
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from recsys_core.data.dataset import Floats, Ints
+    from recsys_core.data.jagged import Floats, Ints
 
 Status = Literal["started", "resumed", "finished", "stopped", "failed"]
 

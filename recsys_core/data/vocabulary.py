@@ -1,0 +1,40 @@
+"""External ids on one side, dense ids on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from recsys_core.data.jagged import Ints
+from recsys_core.errors import DataError
+
+
+class Vocabulary:
+    """A bijection between external ids (strings) and dense ids `0 .. len - 1`."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self.ids: tuple[str, ...] = tuple(ids)
+        self._index = {external: dense for dense, external in enumerate(self.ids)}
+        if len(self._index) != len(self.ids):
+            seen: set[str] = set()
+            twice = next(i for i in self.ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+            raise DataError(f"id {twice!r} occurs twice in a vocabulary; external ids must be unique")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, external: object) -> bool:
+        return external in self._index
+
+    def encode(self, external: Sequence[str]) -> Ints:
+        """Dense ids [N] int64 of external ids; raises DataError that names the unknown ones."""
+        unknown = [e for e in external if e not in self._index]
+        if unknown:
+            shown = ", ".join(repr(u) for u in unknown[:5])
+            raise DataError(f"{len(unknown)} unknown id(s): {shown}; the vocabulary has {len(self)} ids, such as {self.ids[:3]}")
+        return np.fromiter((self._index[e] for e in external), np.int64, len(external))
+
+    def decode(self, dense: Iterable[int]) -> list[str]:
+        """External ids of dense ids."""
+        return [self.ids[int(d)] for d in dense]
