@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,6 +125,7 @@ class Recommender(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: np.ascontiguousarray(v) for k, v in self._state().items()}, folder / "weights.safetensors")
         meta = {"name": self.name, "config": self.config.model_dump(), "items": list(catalogue.ids), "n_users": self.n_users}
+        meta |= self._meta()
         (folder / "model.json").write_text(json.dumps(meta))
 
     @classmethod
@@ -137,6 +138,7 @@ class Recommender(ABC):
             raise DataError(f"{folder} holds a {meta['name']!r} model, not {cls.name!r}; load it with recsys_core.load(folder)")
         model = cls(cls.Config(**meta["config"]))
         model.items, model.n_users = Vocabulary(meta["items"]), meta["n_users"]
+        model._load_meta(meta)
         model._load_state(load_file(folder / "weights.safetensors"))
         return model
 
@@ -144,6 +146,13 @@ class Recommender(ABC):
         if self.items is None:
             raise DataError(f"{self.name} has not been trained; call fit(dataset) or load(folder) first")
         return self.items
+
+    def _meta(self) -> dict[str, Any]:
+        """What `model.json` holds beside name, config and vocabulary, ready for JSON."""
+        return {}
+
+    def _load_meta(self, meta: dict[str, Any]) -> None:  # noqa: B027
+        """Takes back what `_meta` gave, before `_load_state`."""
 
     @abstractmethod
     def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None: ...

@@ -133,3 +133,15 @@ class Features:
                     digest.update(feature.codes.tobytes())
                 else:
                     digest.update(feature.codes.values.tobytes() + feature.codes.offsets.tobytes())
+
+
+def plain_values(feature: Feature) -> NDArray:
+    """One value an interaction [T]: codes int64 or numbers float32; raises DataError for tags, of which there may be many."""
+    if isinstance(feature, Tags):
+        raise DataError(f"interaction feature {feature.name!r} is of kind tags; an interaction has one value of each, make it a category")
+    return feature.codes if isinstance(feature, Category) else feature.values
+
+
+def missing(column: NDArray) -> float:
+    """What stands for a missing value in a column of `plain_values`."""
+    return -1 if column.dtype == np.int64 else float("nan")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ class Histories:
     timestamps: [T] int64 seconds and ratings: [T] float32 of `items.values`, or None where nobody knows them.
     at: [B] int64 seconds, when the list is asked for, or None. In an evaluation it is the time of the (first) held-out interaction, which
     a served recommender knows as the present moment; a model that reads it says so in its `training`.
+    features: interaction features [T] by name, as `features.plain_values` gives them; one that a model knows and this lacks is missing.
     """
 
     items: Jagged
@@ -28,6 +29,7 @@ class Histories:
     timestamps: Ints | None = None
     ratings: Floats | None = None
     at: Ints | None = None
+    features: Mapping[str, NDArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows, values = (len(self.items),), self.items.values.shape
@@ -37,6 +39,7 @@ class Histories:
             ("timestamps", self.timestamps, values),
             ("ratings", self.ratings, values),
             ("at", self.at, rows),
+            *((f"feature {name!r}", column, values) for name, column in self.features.items()),
         ):
             if given is not None and given.shape != shape:
                 raise DataError(f"{column} of histories have shape {given.shape}, expected {shape}")
@@ -65,4 +68,5 @@ class Histories:
             None if self.timestamps is None else self.timestamps[inside],
             None if self.ratings is None else self.ratings[inside],
             None if self.at is None else self.at[start:stop],
+            {name: column[inside] for name, column in self.features.items()},
         )

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from recsys_core.data.dataset import Dataset
+from recsys_core.data.features import plain_values
 from recsys_core.data.histories import Histories
 from recsys_core.data.jagged import Ints, Jagged
 from recsys_core.errors import DataError
@@ -113,6 +114,7 @@ def _holdout(dataset: Dataset, held: Ints, first: Ints, cut: Ints, stop: Ints) -
         dataset.timestamp[rows],
         None if dataset.rating is None else dataset.rating[rows],
         dataset.timestamp[dataset.order[cut]],
+        {f.name: plain_values(f)[rows] for f in dataset.features.interaction},
     )
     return Holdout(histories, Jagged(dataset.item[dataset.order[wanted.values]], wanted.offsets))
 

@@ -22,6 +22,7 @@ _BUILT_IN = {
     "popularity": "recsys_core.models.popularity:Popularity",
     "ease": "recsys_core.models.ease:EASE",
     "bpr": "recsys_core.models.bpr:BPR",
+    "sasrec": "recsys_core.models.sasrec:SASRec",
     "hstu": "recsys_core.models.hstu:HSTU",
 }
 _registered: dict[str, type[Recommender]] = {}

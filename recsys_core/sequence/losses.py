@@ -1,0 +1,60 @@
+"""What sequence models are trained by: an objective over one positive and its negatives, and where the negatives come from.
+
+The two choices are independent. Objectives: `softmax` (cross-entropy; over all items, or sampled), `bce` (Kang & McAuley 2018), `gbce`
+(Petrov & Macdonald 2023, arXiv 2308.07192), `bpr` (Rendle et al. 2009), `top1` (Hidasi et al. 2016, arXiv 1511.06939). Negatives: `all`
+items, `shared` by the batch or `uniform` for each position, both drawn uniformly, and `in-batch`, targets of other positions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Objective = Literal["softmax", "bce", "gbce", "bpr", "top1"]
+Negatives = Literal["all", "shared", "uniform", "in-batch"]
+
+
+def full_softmax(states: Tensor, targets: Tensor, items: Tensor) -> Tensor:
+    """Cross-entropy over the catalogue [T]; states: [T, D], scaled by 1 / temperature; targets: [T] int64; items: [I, D]."""
+    return functional.cross_entropy(states @ items.T, targets, reduction="none")
+
+
+def sampled_loss(
+    objective: Objective, positive: Tensor, negative: Tensor, hit: Tensor | None, share: float = 1.0, calibration: float = 0.0
+) -> Tensor:
+    """The loss [T] of scores of each position's target [T] against those of its N negatives [T, N].
+
+    hit: [T, N] bool, negatives that are the target by accident and do not count; None where there are none. bce and gbce sum over the
+    negatives, bpr and top1 average over them. share: N / (I - 1), and calibration: the `t` of gBCE, 0 (as bce) to 1.
+    """
+    if objective == "softmax":
+        if hit is not None:
+            negative = negative.masked_fill(hit, -torch.inf)
+        return torch.logaddexp(negative.logsumexp(1), positive) - positive
+    counts = torch.ones_like(negative) if hit is None else (~hit).to(negative.dtype)
+    if objective in ("bce", "gbce"):
+        power = share * (calibration * (1 - 1 / share) + 1 / share) if objective == "gbce" else 1.0
+        return -power * functional.logsigmoid(positive) - (functional.logsigmoid(-negative) * counts).sum(1)
+    margin = positive[:, None] - negative
+    each = -functional.logsigmoid(margin) if objective == "bpr" else torch.sigmoid(-margin) + torch.sigmoid(negative.square())
+    return (each * counts).sum(1) / counts.sum(1).clamp(min=1)
+
+
+def shared_softmax(states: Tensor, positive: Tensor, negatives: Tensor, drawn: Tensor) -> Tensor:
+    """The sampled softmax [T] with distinct negatives shared by all positions.
+
+    states: [T, D]; positive: [T] scores of the targets; negatives: [N, D] vectors of distinct items; drawn: [T] bool, whether the target
+    is one of them, in which case it counts once: no [T, N] mask is needed.
+    """
+    total = (states @ negatives.T).logsumexp(1)
+    return torch.where(drawn, total, torch.logaddexp(total, positive)) - positive
+
+
+def distinct_uniform(n_items: int, count: int, device: torch.device) -> Tensor:
+    """Distinct uniform item ids [min(count, n_items)] int64, without asking the device for an answer."""
+    if count >= n_items:
+        return torch.arange(n_items, device=device)
+    return torch.rand(n_items, device=device).topk(count, sorted=False).indices

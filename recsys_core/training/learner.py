@@ -1,0 +1,37 @@
+"""What the trainer trains."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Batch = TypeVar("Batch")
+
+
+class Learner(nn.Module, Generic[Batch]):
+    """A module with its data: the batches of an epoch, and the loss of one.
+
+    `forward(batch)` gives the *sum* of the losses of a batch and `weight(batch)` what it is divided by (positions, users), known without
+    asking the device; so a batch shared between processes has the loss and gradient it has in one.
+    """
+
+    @abstractmethod
+    def epoch(self, rng: np.random.Generator, device: torch.device) -> Sequence[Batch]:
+        """The batches of one epoch, on the device, in random order; a function of `rng` alone."""
+
+    @abstractmethod
+    def weight(self, batch: Batch) -> float:
+        """What the loss of a batch is divided by."""
+
+    @abstractmethod
+    def shard(self, batch: Batch, rank: int, world: int) -> Batch:
+        """The part of a batch that process `rank` of `world` computes; the parts are disjoint and make up the batch."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """The sum of the losses of a batch, a scalar."""
