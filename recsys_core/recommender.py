@@ -43,6 +43,8 @@ class FitOptions:
     """Where checkpoints and training logs go; a fit that finds its own checkpoint there goes on from it."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, or `auto` for a GPU where there is one. Models without tensors stay on the processor."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints, beside the one after every epoch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +111,13 @@ class Recommender(ABC):
         """
         if k < 1:
             raise DataError(f"k is {k}; ask for at least 1 item")
-        scores = self.score(histories).copy()
+        scores = self.scores(histories).clone()
         banned = histories.items if exclude is None else exclude
-        scores[banned.row_ids, banned.values] = -np.inf
-        width = min(k, scores.shape[1])
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :width].astype(np.int64)
-        top = np.take_along_axis(scores, best, axis=1)
-        best[np.isneginf(top)] = -1
-        pad = ((0, 0), (0, k - width))
-        return Recommendations(np.pad(best, pad, constant_values=-1), np.pad(top, pad, constant_values=-np.inf))
+        scores[banned.row_ids, banned.values] = float("-inf")
+        items, top = (found.cpu().numpy() for found in top_k(scores, min(k, scores.shape[1])))
+        items[np.isneginf(top)] = -1
+        pad = ((0, 0), (0, k - top.shape[1]))
+        return Recommendations(np.pad(items, pad, constant_values=-1), np.pad(top, pad, constant_values=-np.inf))
 
     def save(self, folder: Path) -> None:
         """Writes `model.json` (name, config, vocabulary) and `weights.safetensors` into a folder."""
@@ -165,3 +165,24 @@ class Recommender(ABC):
 
     @abstractmethod
     def _load_state(self, state: dict[str, NDArray]) -> None: ...
+
+
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best columns of each row of scores [B, I] float32 as ids [B, k] int64 and scores [B, k], best first, ties by id.
+
+    k is at most I, and no score is NaN.
+    """
+    import torch
+
+    top, ids = scores.topk(k)
+    # Where more scores reach the k-th than fit, which of the equal ones topk took is open; 64-bit keys of score and id settle it.
+    open_rows = ((scores >= top[:, -1:]).sum(1) > k).nonzero().squeeze(1)
+    if len(open_rows):
+        # 0.0 and -0.0 are equal but differ in bits; below zero, larger bits are smaller numbers.
+        bits = (scores[open_rows] + 0.0).view(torch.int32).long()
+        ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+        keys = (ordered << 32) - torch.arange(scores.shape[1], device=scores.device)
+        ids[open_rows] = keys.topk(k).indices
+    ids = ids.sort(1).values
+    order = scores.gather(1, ids).sort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order.indices), order.values

@@ -6,8 +6,9 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from recsys_core.data import Columns, FeatureColumns
 from recsys_core.errors import DataError
 
 
@@ -21,11 +22,23 @@ class DataSettings(Settings):
     """Which log, and how it is divided."""
 
     name: str = "ml-100k"
-    """A registered dataset or a path to a CSV, TSV, Parquet or RecBole `.inter` file."""
+    """A registered dataset or a path to a CSV, TSV, Parquet, JSON Lines or RecBole `.inter` file, or a `.txt` of sequences."""
     split: Literal["leave-one-out", "global-time"] = "leave-one-out"
     """How validation and test are held out."""
+    min_rating: float | None = None
+    """Interactions rated below it are left out first."""
+    k_core: int | None = Field(default=None, ge=1)
+    """Users and items with fewer interactions are left out then, until none is left."""
     tie_rule: str = "file-order"
     """Order of equal timestamps of one user: `file-order` or `shuffled:SEED`."""
+    items: str | None = None
+    """For a path: a file with titles, tags and features of items."""
+    users: str | None = None
+    """For a path: a file with features of users."""
+    columns: Columns | None = None
+    """For a path: which column holds `user`, `item`, `timestamp`, `rating`, `title`, `year`, `tags`, where names are unusual."""
+    features: FeatureColumns | None = None
+    """For a path: feature columns of `user`, `item`, `interaction`, as `column = "category"`, `"tags"` or `"number"`."""
 
 
 class ModelSettings(Settings):
@@ -102,6 +115,50 @@ class LoopSettings(Settings):
     """Metrics on the untouched test split."""
 
 
+class GridModel(ModelSettings):
+    """A row of the grid's table: a recommender, its settings, and what the table calls it."""
+
+    label: str = ""
+    """Its name in the table, by default the registry name; labels differ, so give one where a model is there twice."""
+
+    @property
+    def title(self) -> str:
+        """The label, or the registry name where there is none."""
+        return self.label or self.name
+
+
+class GridSettings(Settings):
+    """A grid of recommenders x datasets x seeds, judged on one part of each split."""
+
+    data: tuple[DataSettings, ...] = Field(default=(DataSettings(),), min_length=1)
+    """The logs, each with its split."""
+    models: tuple[GridModel, ...] = Field(min_length=1)
+    """The recommenders."""
+    part: Literal["valid", "test"] = "test"
+    """`valid` for choosing, `test` for reporting."""
+    seeds: int = Field(default=3, ge=1)
+    """Training seeds 0 .. n-1 of models that are random and whose configuration fixes none; others are trained once."""
+    metrics: tuple[str, ...] = Field(default=("HR@10", "NDCG@10", "MRR"), min_length=1)
+    """Metrics of accuracy and of the top-k lists."""
+    base: str | None = None
+    """Label of the model that every other is compared with, paired by user; without one there are no tests."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, or `auto` for a GPU where there is one."""
+    early_stopping: bool = True
+    """Whether models that can may stop by the validation part; the test part is never shown to them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        titles = [m.title for m in self.models]
+        if twice := sorted({t for t in titles if titles.count(t) > 1}):
+            raise ValueError(f"models are labelled {twice[0]!r} twice; give each another label")
+        if self.base is not None and self.base not in titles:
+            raise ValueError(f"base {self.base!r} is not a label of the grid: {', '.join(titles)}")
+        if len(set(map(repr, self.data))) < len(self.data):
+            raise ValueError("data name the same log and split twice; leave one out")
+        return self
+
+
 class Experiment(Settings):
     """The whole loop: data, baselines, simulations, retraining."""
 
@@ -120,6 +177,8 @@ class Experiment(Settings):
     """Simulated users whose interactions are pooled for retraining."""
     loop: LoopSettings = LoopSettings()
     """Retraining and its controls."""
+    grid: GridSettings | None = None
+    """What `workbench evaluate FILE` trains and compares; the loop does not use it."""
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -34,11 +34,6 @@ class Trained:
     runs: list[Evaluation] = field(default_factory=list)
     seconds: float = 0.0
 
-    def averaged(self, metric: str) -> Evaluation:
-        """Per-user values averaged over seeds, as one evaluation, for an interval over users."""
-        values = {metric: np.mean([run[metric] for run in self.runs], axis=0)}
-        return Evaluation(self.model, self.runs[0].users, values, self.runs[0].training)
-
 
 def train_and_evaluate(
     arms: Mapping[str, Dataset], holdout: Holdout, models: Sequence[ModelSettings], seeds: int, metrics: Sequence[str], progress: Progress
@@ -104,7 +99,7 @@ def _run(job: Job, train: Dataset, holdout: Holdout, metrics: tuple[str, ...]) -
     start = time.perf_counter()
     recommender = create(job.model.name, **config).fit(train)
     seconds = time.perf_counter() - start
-    return job, evaluate(recommender, holdout, metrics), seconds
+    return job, evaluate(recommender, holdout, metrics, train=train), seconds
 
 
 def is_random(model: ModelSettings) -> bool:
@@ -112,14 +107,14 @@ def is_random(model: ModelSettings) -> bool:
     return "seed" in type(create(model.name, **model.config).config).model_fields and "seed" not in model.config
 
 
-def compare_arms(trained: Sequence[Trained], metrics: Sequence[str], base: str = BASE) -> list[tuple[str, str, Comparison]]:
-    """(model, arm, comparison of that arm with `base`) for every model, arm and metric, paired by user."""
+def compare_arms(trained: Sequence[Trained], metrics: Sequence[str]) -> list[tuple[str, str, Comparison]]:
+    """(model, arm, comparison of that arm with `BASE`) for every model, other arm and metric with per-user values, paired by user."""
     by_key = {(t.model, t.arm): t for t in trained}
     rows = []
     for item in trained:
-        if item.arm != base:
-            for metric in metrics:
-                rows.append((item.model, item.arm, compare(item.runs, by_key[item.model, base].runs, metric)))
+        if item.arm != BASE:
+            for metric in (m for m in metrics if m in item.runs[0].values):
+                rows.append((item.model, item.arm, compare(item.runs, by_key[item.model, BASE].runs, metric)))
     return rows
 
 
@@ -127,14 +122,21 @@ def store_results(
     store: Store, run: str, trained: Sequence[Trained], comparisons: Sequence[tuple[str, str, Comparison]], part: str = "test"
 ) -> None:
     """Keeps every seed's per-user values and every comparison under `run`."""
-    evaluations = []
+    evaluations: list[StoredEvaluation] = []
     for item in trained:
         for seed, evaluation in enumerate(item.runs):
-            users = hash_users(evaluation.users)
-            for metric, values in evaluation.values.items():
-                figures = (float(values.mean()), *evaluation.interval(metric))
-                evaluations.append(StoredEvaluation(item.model, item.arm, seed, part, metric, *figures, values.astype(np.float32), users))
+            evaluations += stored_evaluations(evaluation, item.model, item.arm, seed, part)
     store.add_evaluations(run, evaluations)
     store.add_comparisons(
         run, [StoredComparison(model, BASE, arm, part, c.metric, c.difference, c.low, c.high, c.p_value) for model, arm, c in comparisons]
     )
+
+
+def stored_evaluations(evaluation: Evaluation, model: str, arm: str, seed: int, part: str) -> list[StoredEvaluation]:
+    """One record a metric; a total has no per-user values, and its interval is the figure itself."""
+    users, none = hash_users(evaluation.users), np.empty(0, np.float32)
+    records = []
+    for metric, values in evaluation.values.items():
+        figures = (float(values.mean()), *evaluation.interval(metric))
+        records.append(StoredEvaluation(model, arm, seed, part, metric, *figures, values.astype(np.float32), users))
+    return records + [StoredEvaluation(model, arm, seed, part, m, t, t, t, none, users) for m, t in evaluation.totals.items()]

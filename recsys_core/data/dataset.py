@@ -35,7 +35,8 @@ def _shuffle_key(seed: int, user: Ints, item: Ints) -> NDArray[np.uint64]:
 class Dataset:
     """An interaction log.
 
-    user, item: [T] int64 dense ids; timestamp: [T] int64 seconds; rating: [T] float32 in the source's own units, or None.
+    user, item: [T] int64 dense ids; timestamp: [T] int64 seconds since 1970, or, if not `timed`, numbers that say the order of a user's
+    interactions and nothing else; rating: [T] float32 in the source's own units, or None.
     titles: [I] one line of text an item; tags: [I] genres or categories an item; features: what else is known, for models to read.
     tie_rule: how equal timestamps of one user are ordered, `file-order` or `shuffled:SEED`; part of the hash, since
     it changes which item is a user's last.
@@ -52,6 +53,7 @@ class Dataset:
     tags: tuple[tuple[str, ...], ...] = ()
     features: Features = field(default_factory=Features)
     tie_rule: str = "file-order"
+    timed: bool = True
     provenance: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -82,12 +84,12 @@ class Dataset:
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over everything that can change a number: columns, vocabularies, item text and the tie rule."""
+        """SHA-256 over everything that can change a number: columns, vocabularies, item text, features, tie rule, timed or not."""
         digest = hashlib.sha256()
         for column in (self.user, self.item, self.timestamp, self.rating):
             digest.update(b"-" if column is None else f"{column.dtype}[{len(column)}]".encode() + column.tobytes())
         # JSON keeps ("a", "b") apart from ("ab",) and no titles apart from empty ones, whatever the texts hold.
-        digest.update(json.dumps([self.users.ids, self.items.ids, self.titles, self.tags, self.tie_rule]).encode())
+        digest.update(json.dumps([self.users.ids, self.items.ids, self.titles, self.tags, self.tie_rule, self.timed]).encode())
         self.features.update(digest)
         return digest.hexdigest()
 

@@ -121,6 +121,10 @@ class Features:
         """The same users and items with other interactions: the given rows [*] of the present ones, -1 for a new one."""
         return replace(self, interaction=tuple(f.take(rows) for f in self.interaction))
 
+    def of_owners(self, users: Ints, items: Ints) -> Features:
+        """The same interactions with other users and items: the given rows of the present ones."""
+        return replace(self, user=tuple(f.take(users) for f in self.user), item=tuple(f.take(items) for f in self.item))
+
     def update(self, digest: Hash) -> None:
         """Adds names, kinds, vocabularies and values to a hash; adds nothing where there are no features."""
         for owner in OWNERS:

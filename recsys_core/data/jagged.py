@@ -61,3 +61,9 @@ class Jagged:
         lengths = self.lengths[chosen]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         return Jagged(self.values[np.repeat(self.offsets[:-1][chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])], offsets)
+
+    def distinct(self) -> Jagged:
+        """Each row's values (integers, none below 0) once, rising."""
+        size = int(self.values.max(initial=0)) + 1
+        rows, values = np.divmod(np.unique(self.row_ids * size + self.values), size)
+        return Jagged(values, np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(self)))]).astype(np.int64))

@@ -3,67 +3,72 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from recsys_core import assets
+from recsys_core.data.attributes import FeatureColumns, Table, declared_kinds, read_features
+from recsys_core.data.catalog import CATALOG, Recipe
 from recsys_core.data.dataset import Dataset
-from recsys_core.data.jagged import Ints
-from recsys_core.data.readers import Columns, ItemTexts, Log, read_items, read_log
-from recsys_core.data.tables import SEPARATORS
-from recsys_core.data.vocabulary import Vocabulary
+from recsys_core.data.features import Feature, Features
+from recsys_core.data.filters import k_core as core
+from recsys_core.data.filters import positives
+from recsys_core.data.readers import SEQUENCES, Columns, Log, read_log, read_sequences
+from recsys_core.data.tables import FORMATS, TableFile
 from recsys_core.errors import DataError, unknown_name
 from recsys_core.progress import Progress
 
-_NAMED = ("ml-100k",)
 _TRAILING_ARTICLE = re.compile(r"([^()]+), (The|A|An|Les?|La|L'|Il|El|Das|Der|Die)(?=\s*(?:[()]|$))")
 
 
 def known_datasets() -> dict[str, str]:
     """Names that `load_dataset` accepts, each with one line about it; it also takes paths of log files."""
-    return {name: assets.assets()[name].description for name in _NAMED}
+    return {name: assets.assets()[name].description for name in CATALOG}
 
 
 def load_dataset(
     name_or_path: str | Path,
     *,
     columns: Columns | None = None,
-    items: Path | None = None,
-    tie_rule: str = "file-order",
+    items: str | Path | None = None,
+    users: str | Path | None = None,
+    features: FeatureColumns | None = None,
     min_rating: float | None = None,
+    k_core: int | None = None,
+    tie_rule: str = "file-order",
     progress: Progress | None = None,
 ) -> Dataset:
-    """A named dataset, or an interaction log from a CSV, TSV, Parquet or RecBole `.inter` file.
+    """A named dataset, or an interaction log from a CSV, TSV, Parquet, JSON Lines or RecBole `.inter` file, or a `.txt` of sequences.
 
-    columns: which column holds what, for a file whose names are unusual. items: a file with titles and tags; a RecBole `.item` file
-    beside the `.inter` is found by itself. min_rating: drops interactions below it; users and items keep their dense ids.
+    columns: which column holds what, for files whose names are unusual. items: a file with titles and tags; users: a file about users;
+    RecBole's `.item` and `.user` beside the `.inter` are found by themselves. features: which further columns are features; by default
+    what RecBole's types say, and none for other formats. A named dataset declares all of these itself.
+    The filters apply in this order: min_rating drops interactions rated below it (`filters.positives`), then k_core drops users and items
+    with fewer interactions than that (`filters.k_core`). tie_rule: how equal timestamps of a user are ordered, see Dataset. All three are
+    in the dataset's name and, through what they change, in its hash.
     Dense ids follow the sorted external ids (by number if all are digits, else as text), so they do not depend on the order of rows.
     Rows that repeat user, item and timestamp are kept: whether they are one event or several is for the source to say.
     Raises UnknownNameError, DataError (see `read_log`) or UnavailableError.
     """
-    if str(name_or_path) in _NAMED:
-        dataset = _movielens_100k(tie_rule, progress)
+    name, path = str(name_or_path), Path(name_or_path)
+    if name in CATALOG:
+        given = {"columns": columns, "items": items, "users": users, "features": features}
+        if wrong := [option for option, value in given.items() if value is not None]:
+            raise DataError(f"{' and '.join(wrong)} cannot be given for {name!r}, a registered dataset that declares them itself")
+        dataset = _read(name, assets.fetch(name, progress), CATALOG[name])
     else:
-        path = Path(name_or_path)
-        if path.suffix.lower() not in SEPARATORS and not path.exists():
-            raise unknown_name("dataset", str(name_or_path), [*_NAMED, "or a path ending in .csv, .tsv, .parquet or .inter"])
-        beside = path.with_suffix(".item") if path.suffix == ".inter" else None
-        texts = items or (beside if beside and beside.is_file() else None)
-        dataset = _build(path.stem, read_log(path, columns), read_items(texts) if texts else {}, tie_rule, str(path))
-    if min_rating is None:
-        return dataset
-    if dataset.rating is None:
-        raise DataError(f"min_rating is {min_rating} but {dataset.name!r} has no rating column; leave min_rating out")
-    return dataset.rows(dataset.rating >= min_rating, f"{dataset.name}/rating>={min_rating:g}")
-
-
-def _movielens_100k(tie_rule: str, progress: Progress | None) -> Dataset:
-    folder = assets.fetch("ml-100k", progress)
-    texts = {item: (readable_title(title), tags) for item, (title, tags) in read_items(folder / "items.tsv").items()}
-    return _build("ml-100k", read_log(folder / "ratings.tsv", names=("user", "item", "rating", "timestamp")), texts, tie_rule, str(folder))
+        if path.suffix.lower() not in (*FORMATS, SEQUENCES) and not path.exists():
+            raise unknown_name("dataset", name, [*CATALOG, f"or a path ending in {', '.join(FORMATS[:5])} or {SEQUENCES}"])
+        recipe = Recipe(
+            path.name, None, columns or Columns(), _found(items, path, ".item"), _found(users, path, ".user"),
+            features or FeatureColumns(), timed=path.suffix.lower() != SEQUENCES,
+        )  # fmt: skip
+        dataset = _read(path.stem, path.parent, recipe, declared=features is None)
+    if min_rating is not None:
+        dataset = positives(dataset, min_rating)
+    if k_core is not None:
+        dataset = core(dataset, k_core)
+    return dataset if tie_rule == dataset.tie_rule else replace(dataset, tie_rule=tie_rule, name=f"{dataset.name}/{tie_rule}")
 
 
 def readable_title(title: str) -> str:
@@ -71,23 +76,45 @@ def readable_title(title: str) -> str:
     return _TRAILING_ARTICLE.sub(lambda m: f"{m[2]}{'' if m[2].endswith(chr(39)) else ' '}{m[1]}", title)
 
 
-def _build(name: str, log: Log, texts: ItemTexts, tie_rule: str, provenance: str) -> Dataset:
-    users, user = _encode(log.user)
-    items, item = _encode(log.item)
-    known = [texts.get(external, (external, ())) for external in items.ids] if texts else []
+def _found(given: str | Path | None, log: Path, ending: str) -> str | None:
+    """A file given, or RecBole's beside the log."""
+    if given is not None:
+        return str(Path(given).absolute())
+    beside = log.with_suffix(ending)
+    return beside.name if log.suffix.lower() == ".inter" and beside.is_file() else None
+
+
+def _read(name: str, folder: Path, recipe: Recipe, declared: bool = False) -> Dataset:
+    """Reads what a recipe names inside a folder. declared: the features are those that RecBole's types declare."""
+    path, wanted = folder / recipe.log, recipe.features
+    titles: tuple[str, ...] = ()
+    tags: tuple[tuple[str, ...], ...] = ()
+    of_users: tuple[Feature, ...] = ()
+    of_items: tuple[Feature, ...] = ()
+    log, of_log = _read_log(path, recipe, declared)
+    if recipe.items is not None:
+        table = Table.open(TableFile.open(folder / recipe.items), "item", recipe.columns.item, log.items)
+        titles, tags, title = table.texts(recipe.columns, log.items)
+        of_items = table.features(table.declared((title,)) if declared else wanted.item)
+    if recipe.users is not None:
+        table = Table.open(TableFile.open(folder / recipe.users), "user", recipe.columns.user, log.users)
+        of_users = table.features(table.declared() if declared else wanted.user)
+    for owner, kinds, file in (("item", wanted.item, recipe.items), ("user", wanted.user, recipe.users)):
+        if kinds and file is None:
+            raise DataError(f"{owner} features {', '.join(kinds)} need a file of {owner}s; pass {owner}s=...")
     return Dataset(
-        name, users, items, user, item, log.timestamp, log.rating,
-        tuple(title for title, _ in known), tuple(tags for _, tags in known), tie_rule=tie_rule, provenance=provenance,
+        name, log.users, log.items, log.user, log.item, log.timestamp, log.rating,
+        tuple(map(readable_title, titles)) if recipe.film_titles else titles, tags, Features(of_users, of_items, of_log),
+        timed=recipe.timed, provenance=str(folder if name in CATALOG else path),
     )  # fmt: skip
 
 
-def _encode(external: pa.Array) -> tuple[Vocabulary, Ints]:
-    """The sorted vocabulary of a column and its dense ids [T] int64."""
-    unique: list[str] = pc.unique(external).to_pylist()
-    if all(e.isascii() and e.isdigit() for e in unique):
-        # By value, however long, and '7' before '007'.
-        unique.sort(key=lambda e: (len(e.lstrip("0")), e.lstrip("0"), len(e)))
-    else:
-        unique.sort()
-    dense = pc.index_in(external, value_set=pa.array(unique, pa.string()))
-    return Vocabulary(unique), np.asarray(dense).astype(np.int64)
+def _read_log(path: Path, recipe: Recipe, declared: bool) -> tuple[Log, tuple[Feature, ...]]:
+    """The interactions and their features."""
+    if path.suffix.lower() == SEQUENCES:
+        if recipe.features.interaction:
+            raise DataError(f"{path} is a file of sequences; it has no columns for features: {', '.join(recipe.features.interaction)}")
+        return read_sequences(path), ()
+    file = TableFile.open(path, recipe.names)
+    log = read_log(file, recipe.columns)
+    return log, read_features(file, declared_kinds(file, log.used, tags=False) if declared else recipe.features.interaction)

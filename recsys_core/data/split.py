@@ -11,16 +11,20 @@ import numpy as np
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.features import plain_values
 from recsys_core.data.histories import Histories
-from recsys_core.data.jagged import Ints, Jagged
+from recsys_core.data.jagged import Floats, Ints, Jagged
 from recsys_core.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
 class Holdout:
-    """Held-out users: what is known of each (`histories`, B rows) and what they did next (`targets`, B rows of at least one item)."""
+    """Held-out users: what is known of each (`histories`, B rows) and what they did next (`targets`, B rows of at least one item).
+
+    ratings: [T] float32, of the targets' values, or None for a log without ratings.
+    """
 
     histories: Histories
     targets: Jagged
+    ratings: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -83,6 +87,8 @@ def global_time(dataset: Dataset, valid_share: float = 0.1, test_share: float = 
         raise DataError(f"valid_share {valid_share} and test_share {test_share} must be positive and sum to less than 1")
     if not len(dataset):
         raise DataError(f"dataset {dataset.name!r} has no interactions to split")
+    if not dataset.timed:
+        raise DataError(f"dataset {dataset.name!r} knows the order of a user's interactions, not their times; use leave_one_out")
     times = np.sort(dataset.timestamp)
     cuts = [times[min(int(len(times) * share), len(times) - 1)] for share in (1 - valid_share - test_share, 1 - test_share)]
     train = dataset.timestamp < cuts[0]
@@ -111,12 +117,13 @@ def _holdout(dataset: Dataset, held: Ints, first: Ints, cut: Ints, stop: Ints) -
     histories = Histories(
         Jagged(dataset.item[rows], known.offsets),
         held.astype(np.int64),
-        dataset.timestamp[rows],
+        dataset.timestamp[rows] if dataset.timed else None,
         None if dataset.rating is None else dataset.rating[rows],
-        dataset.timestamp[dataset.order[cut]],
+        dataset.timestamp[dataset.order[cut]] if dataset.timed else None,
         {f.name: plain_values(f)[rows] for f in dataset.features.interaction},
     )
-    return Holdout(histories, Jagged(dataset.item[dataset.order[wanted.values]], wanted.offsets))
+    found = dataset.order[wanted.values]
+    return Holdout(histories, Jagged(dataset.item[found], wanted.offsets), None if dataset.rating is None else dataset.rating[found])
 
 
 def _ranges(start: Ints, stop: Ints) -> Jagged:

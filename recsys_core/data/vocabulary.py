@@ -38,3 +38,7 @@ class Vocabulary:
     def decode(self, dense: Iterable[int]) -> list[str]:
         """External ids of dense ids."""
         return [self.ids[int(d)] for d in dense]
+
+    def take(self, dense: Iterable[int]) -> Vocabulary:
+        """The vocabulary of some dense ids, in the given order."""
+        return Vocabulary(self.decode(dense))

@@ -1,7 +1,8 @@
-"""Whether one recommender is better than another on the same users: a paired bootstrap and a sign-flip test."""
+"""Whether one recommender is better than another on the same users: a paired bootstrap, and sign-flip and Wilcoxon tests."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,8 +21,9 @@ _BLOCK = 2**14
 
 @dataclass(frozen=True)
 class Comparison:
-    """`difference = mean_a - mean_b` of one metric, its 95% interval `low .. high`, and a two-sided p-value.
+    """`difference = mean_a - mean_b` of one metric, its 95% interval `low .. high`, and two-sided p-values.
 
+    p_value is that of the sign-flip test of the mean, wilcoxon_p that of the signed-rank test, which asks for a shift and not for a mean.
     seeds_a, seeds_b: the mean of each training seed, so that the spread between seeds can be set beside the interval over users.
     """
 
@@ -32,6 +34,7 @@ class Comparison:
     low: float
     high: float
     p_value: float
+    wilcoxon_p: float
     seeds_a: tuple[float, ...]
     seeds_b: tuple[float, ...]
 
@@ -52,7 +55,7 @@ def compare(
     """Compares two recommenders on the same users; several seeds of one recommender are averaged user by user first.
 
     The interval is the percentile bootstrap over users. The p-value is that of a sign-flip permutation test: under the null the two are
-    exchangeable within a user, so each difference is as likely as its negative; (1 + flips at least as extreme) / (1 + flips). Both speak
+    exchangeable within a user, so each difference is as likely as its negative; (1 + flips at least as extreme) / (1 + flips). All speak
     of the users drawn, given these trained models; how much training itself varies is `spread_a` and `spread_b`. Raises DataError when
     the users differ.
     """
@@ -66,7 +69,7 @@ def compare(
     low, high = np.quantile(bootstrap_means(difference, rng, resamples), (0.025, 0.975))
     return Comparison(
         metric, float(values_a.mean()), float(values_b.mean()), float(difference.mean()), float(low), float(high),
-        sign_flip_p(difference, rng, resamples), seeds_a, seeds_b,
+        sign_flip_p(difference, rng, resamples), wilcoxon_p(difference), seeds_a, seeds_b,
     )  # fmt: skip
 
 
@@ -97,6 +100,38 @@ def sign_flip_p(differences: NDArray[np.float64], rng: np.random.Generator, flip
         sums = 2 * (bits.astype(np.float64) @ moved) - moved.sum()
         extreme += int(np.count_nonzero(np.abs(sums) >= observed - slack))
     return (1 + extreme) / (1 + flips)
+
+
+def wilcoxon_p(differences: NDArray[np.float64]) -> float:
+    """Two-sided p-value of the signed-rank test of paired differences [B], by its normal approximation; 1 when no pair differs.
+
+    Zeros as in Pratt (1959): they take part in the ranking and are then dropped, so that many equal users make a difference weaker and not
+    invisible. Equal sizes get their mean rank, and the variance is corrected for both; no continuity correction. The approximation is
+    good from about 20 pairs that differ.
+    """
+    # Averages over seeds leave differences in the last bits where there are none; ranks would take them for real.
+    d = np.round(differences, 12)
+    size, group, count = np.unique(np.abs(d), return_inverse=True, return_counts=True)
+    n, zeros = len(d), int(np.count_nonzero(d == 0))
+    if zeros == n:
+        return 1.0
+    ranks = (np.cumsum(count) - (count - 1) / 2)[group]
+    expected = (n * (n + 1) - zeros * (zeros + 1)) / 4
+    ties = count[size > 0].astype(np.float64)
+    variance = (n * (n + 1) * (2 * n + 1) - zeros * (zeros + 1) * (2 * zeros + 1)) / 24 - (ties**3 - ties).sum() / 48
+    return math.erfc(abs(float(ranks[d > 0].sum()) - expected) / math.sqrt(2 * variance))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values [m] adjusted for their number, in the given order (Holm 1979): below .05 if and only if rejected at a joint level of .05.
+
+    The smallest is multiplied by m, the next by m - 1 and so on; none becomes smaller than the one before it, none larger than 1.
+    """
+    adjusted, floor = [0.0] * len(p_values), 0.0
+    for place, n in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        floor = max(floor, min(1.0, (len(p_values) - place) * p_values[n]))
+        adjusted[n] = floor
+    return adjusted
 
 
 def _listed(side: Evaluation | Sequence[Evaluation]) -> Sequence[Evaluation]:

@@ -20,10 +20,15 @@ ENTRY_POINTS = "recsys_workbench.models"
 _BUILT_IN = {
     "random": "recsys_core.models.random:Random",
     "popularity": "recsys_core.models.popularity:Popularity",
+    "itemknn": "recsys_core.models.itemknn:ItemKNN",
     "ease": "recsys_core.models.ease:EASE",
     "bpr": "recsys_core.models.bpr:BPR",
+    "multvae": "recsys_core.models.multvae:MultVAE",
+    "lightgcn": "recsys_core.models.lightgcn:LightGCN",
+    "gru4rec": "recsys_core.models.gru4rec:GRU4Rec",
     "sasrec": "recsys_core.models.sasrec:SASRec",
-    "hstu": "recsys_core.models.hstu:HSTU",
+    "bert4rec": "recsys_core.models.bert4rec:BERT4Rec",
+    "hstu": "recsys_core.models.hstu.model:HSTU",
 }
 _registered: dict[str, type[Recommender]] = {}
 

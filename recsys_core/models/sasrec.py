@@ -41,10 +41,11 @@ class SASRecBlock(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.inner, self.outer = nn.Linear(dim, inner), nn.Linear(inner, dim)
 
-    def forward(self, x: Tensor, padding: Padding) -> Tensor:
+    def forward(self, x: Tensor, padding: Padding, readable: Tensor | None = None) -> Tensor:
+        """Tokens [T, dim] to tokens; readable: [B, 1, 1, L] bool, the places all tokens may look at, or None for those up to their own."""
         q, k, v = (padding.heads(t, self.heads) for t in self.qkv(self.norm1(x)).chunk(3, dim=1))
         dropped = self.dropout if self.training else 0.0
-        attended = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropped, is_causal=True)
+        attended = functional.scaled_dot_product_attention(q, k, v, readable, dropped, is_causal=readable is None)
         x = x + functional.dropout(self.out(padding.remove(attended.transpose(1, 2).flatten(2))), self.dropout, self.training)
         hidden = functional.dropout(functional.gelu(self.inner(self.norm2(x))), self.dropout, self.training)
         return x + functional.dropout(self.outer(hidden), self.dropout, self.training)
@@ -52,6 +53,8 @@ class SASRecBlock(nn.Module):
 
 class SASRecNetwork(SequenceNetwork):
     """Item vectors plus learned positions, blocks, a last layer norm."""
+
+    asks_device = False
 
     def __init__(self, config: SASRecConfig, embedding: TokenEmbedding) -> None:
         super().__init__()

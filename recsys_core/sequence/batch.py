@@ -16,6 +16,8 @@ from recsys_core.data.features import missing, plain_values
 from recsys_core.data.histories import Histories
 from recsys_core.data.jagged import Ints, Jagged
 
+BY_TOKEN = ("tokens", "targets", "times", "next_times", "ratings", "next_ratings")
+
 
 @dataclass(frozen=True, eq=False)
 class SequenceBatch:
@@ -44,25 +46,61 @@ class SequenceBatch:
         return len(self.users)
 
     @property
+    def size(self) -> int:
+        """B, as `len` says it; while a graph is exported it is a symbol, which `len` cannot be."""
+        return self.users.shape[0]
+
+    @property
+    def tightest(self) -> int:
+        """The longest sequence's tokens where asking is free, else `longest`: a GPU would have to be waited for, a graph has none."""
+        known = self.offsets.device.type == "cpu" and not torch.compiler.is_exporting() and len(self) > 0
+        return int(self.offsets.diff().max()) if known else self.longest
+
+    @property
     def rows(self) -> Tensor:
         """The sequence of each token [T] int64; B for padding."""
-        return torch.searchsorted(self.offsets[1:], torch.arange(len(self.tokens), device=self.tokens.device), right=True)
+        return torch.searchsorted(self.offsets[1:], torch.arange(self.tokens.shape[0], device=self.tokens.device), right=True)
 
     @property
     def positions(self) -> Tensor:
         """The place of each token in its sequence [T] int64, 0 for the start token; padding counts on from the last sequence."""
-        rows = self.rows.clamp(max=len(self) - 1)
-        return torch.arange(len(self.tokens), device=self.tokens.device) - self.offsets[rows]
+        rows = self.rows.clamp(max=self.size - 1)
+        return torch.arange(self.tokens.shape[0], device=self.tokens.device) - self.offsets[rows]
 
     @property
     def real(self) -> Tensor:
         """Whether each token [T] belongs to a sequence, and is no padding."""
-        return torch.arange(len(self.tokens), device=self.tokens.device) < self.offsets[-1]
+        return torch.arange(self.tokens.shape[0], device=self.tokens.device) < self.offsets[-1]
 
     @property
     def last(self) -> Tensor:
         """The place of each sequence's last token [B] int64."""
         return self.offsets[1:] - 1
+
+    def roomy(self, tokens: int, rows: int) -> Self:
+        """An empty batch on the same device with room for that many tokens and sequences."""
+
+        def room(column: Tensor | None) -> Tensor | None:
+            return None if column is None else column.new_zeros(tokens)
+
+        changed: dict[str, Any] = {name: room(getattr(self, name)) for name in BY_TOKEN}
+        changed["features"] = {name: column.new_zeros(tokens) for name, column in self.features.items()}
+        return replace(self, offsets=self.offsets.new_zeros(rows + 1), users=self.users.new_full((rows,), -1), **changed)
+
+    def load(self, batch: Self) -> bool:
+        """Takes over a batch in place, the rest becoming padding; False, and nothing changed, where there is no room for it."""
+        tokens, rows = len(batch.tokens), len(batch)
+        if tokens > len(self.tokens) or rows > len(self):
+            return False
+        for name in BY_TOKEN:
+            if (column := getattr(self, name)) is not None:
+                column[:tokens].copy_(getattr(batch, name))
+        for name, column in self.features.items():
+            column[:tokens].copy_(batch.features[name])
+        self.offsets[: rows + 1].copy_(batch.offsets)
+        self.offsets[rows + 1 :].fill_(tokens)
+        self.users[:rows].copy_(batch.users)
+        return True
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on a device."""
@@ -92,14 +130,17 @@ class SequenceLog:
         features = {f.name: plain_values(f)[order] for f in dataset.features.interaction}
         return cls(dataset.sequences(), dataset.timestamp[order], ratings, features)
 
-    def windows(self, max_length: int, rng: np.random.Generator | None) -> Jagged:
+    def latest(self, max_length: int) -> Jagged:
+        """The places of the latest `max_length` items of every sequence that has any."""
+        return latest(self.items, max_length).take(np.flatnonzero(self.items.lengths))
+
+    def windows(self, max_length: int, rng: np.random.Generator) -> Jagged:
         """Cuts every sequence into rows of at most `max_length` places of the log, [T] int64 in all, each once.
 
-        Where a sequence is cut first is drawn anew each time, so that a position is seen behind contexts of all lengths; without `rng` it
-        is cut from its end.
+        Where a sequence is cut first is drawn anew each time, so that a position is seen behind contexts of all lengths.
         """
         lengths, place = self.items.lengths, np.arange(len(self.items.values)) - np.repeat(self.items.offsets[:-1], self.items.lengths)
-        phase = lengths % max_length if rng is None else rng.integers(0, max_length, len(lengths))
+        phase = rng.integers(0, max_length, len(lengths))
         # A sequence that fits is never cut.
         cut = np.repeat(np.where(lengths > max_length, phase, -1), lengths)
         starts = np.flatnonzero((place == 0) | (place % max_length == cut))

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recsys_core.data.features import Category, Feature, Features, Number, Tags
+from recsys_core.data.jagged import Jagged
 from recsys_core.errors import DataError
 from recsys_core.sequence.batch import SequenceBatch
+from recsys_core.vectors import Value
 
 # A feature refines an id's vector; it should not drown it at the start.
 _FEATURE_SCALE = 0.5
+
+Schema = Mapping[str, Sequence[Mapping[str, Any]]]
+"""What a model must remember of a dataset's features, by owner, ready for JSON (see `feature_schema`)."""
 
 
 class FeatureTable(nn.Module):
@@ -38,6 +43,20 @@ class FeatureTable(nn.Module):
         """Takes over the values of a dataset's features, which the schema was made from."""
         for n, feature in enumerate(features):
             self.get_buffer(f"values{n}").copy_(torch.from_numpy(_values(feature)))
+
+    def append(self, rows: Sequence[Mapping[str, Value]]) -> None:
+        """Adds rows behind the others, given their values by feature name; a value absent or outside the vocabulary is missing."""
+        schema = []
+        for n, spec in enumerate(self.schema):
+            old = self.get_buffer(f"values{n}")
+            new = torch.from_numpy(_encoded(spec, [row.get(spec["name"]) for row in rows])).to(old.device)
+            if spec["kind"] == "tags":
+                width = max(old.shape[1], new.shape[1])
+                old, new = (functional.pad(codes, (0, width - codes.shape[1]), value=-1) for codes in (old, new))
+                spec = {**spec, "width": width}
+            setattr(self, f"values{n}", torch.cat([old, new]))
+            schema.append(spec)
+        self.schema = schema
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """Vectors [N, dim] of the given rows [N], or of all."""
@@ -84,10 +103,26 @@ def _values(feature: Feature) -> np.ndarray:
         return feature.values
     if isinstance(feature, Category):
         return feature.codes
-    codes, width = feature.codes, int(feature.codes.lengths.max(initial=1))
+    return _padded(feature.codes)
+
+
+def _padded(codes: Jagged) -> np.ndarray:
+    """Rows of codes as [N, width], -1 behind each."""
+    width = int(codes.lengths.max(initial=1))
     padded = np.full((len(codes), width), -1, np.int64)
     padded[codes.row_ids, np.arange(len(codes.values)) - np.repeat(codes.offsets[:-1], codes.lengths)] = codes.values
     return padded
+
+
+def _encoded(spec: Mapping[str, Any], values: Sequence[Value]) -> np.ndarray:
+    """Values as people write them, as a model's column: numbers float32, codes int64 [N], or [N, width] of tags."""
+    if spec["kind"] == "number":
+        return np.array([np.nan if v is None else v for v in values], np.float32)
+    code = {external: n for n, external in enumerate(spec["vocabulary"])}
+    if spec["kind"] == "category":
+        return np.array([code.get(v, -1) for v in values], np.int64)
+    bags = [[v] if isinstance(v, str) else list(v or ()) for v in values]  # type: ignore[arg-type]
+    return _padded(Jagged.from_rows([[code[v] for v in bag if v in code] for bag in bags]))
 
 
 def feature_schema(features: Features) -> dict[str, list[dict[str, Any]]]:
@@ -111,7 +146,7 @@ class TokenEmbedding(nn.Module):
     Interaction features are added to the token of the interaction.
     """
 
-    def __init__(self, n_items: int, n_users: int, dim: int, schema: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    def __init__(self, n_items: int, n_users: int, dim: int, schema: Schema) -> None:
         super().__init__()
         self.n_items, self.n_users, self.schema = n_items, n_users, schema
         self.ids = nn.Embedding(n_items + 1, dim)
@@ -127,6 +162,17 @@ class TokenEmbedding(nn.Module):
         if self.user_features is not None:
             self.user_features.fill(features.user)
 
+    def append(self, vectors: Tensor, features: Sequence[Mapping[str, Value]]) -> None:
+        """Adds N items behind the others: vectors [N, dim] of their ids, and their features' values by name."""
+        ids = self.ids.weight.detach()
+        # The start token keeps its place behind the last item.
+        grown = torch.cat([ids[: self.n_items], vectors, ids[self.n_items :]])
+        self.ids = nn.Embedding(len(grown), grown.shape[1], _weight=grown)
+        self.n_items += len(vectors)
+        if self.item_features is not None:
+            self.item_features.append(features)
+            self.schema = {**self.schema, "item": self.item_features.schema}
+
     def items(self, rows: Tensor | None = None) -> Tensor:
         """Vectors [N, dim] of dense item ids [N], or of the catalogue."""
         ids = self.ids.weight[: self.n_items] if rows is None else self.ids(rows)
@@ -139,7 +185,7 @@ class TokenEmbedding(nn.Module):
         if self.item_features is not None:
             x = x + self.item_features(batch.tokens.clamp(max=self.n_items - 1)).masked_fill(start, 0.0)
         if self.user_features is not None:
-            users = batch.users[batch.rows.clamp(max=len(batch) - 1)]
+            users = batch.users[batch.rows.clamp(max=batch.size - 1)]
             known = start & (users >= 0)[:, None]
             x = x + self.user_features(users.clamp(min=0)).masked_fill(~known, 0.0)
         if self.event_features is not None:

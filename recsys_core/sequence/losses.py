@@ -2,11 +2,12 @@
 
 The two choices are independent. Objectives: `softmax` (cross-entropy; over all items, or sampled), `bce` (Kang & McAuley 2018), `gbce`
 (Petrov & Macdonald 2023, arXiv 2308.07192), `bpr` (Rendle et al. 2009), `top1` (Hidasi et al. 2016, arXiv 1511.06939). Negatives: `all`
-items, `shared` by the batch or `uniform` for each position, both drawn uniformly, and `in-batch`, targets of other positions.
+items, `shared` by the batch or `uniform` for each position, both drawn uniformly, and `in-batch`, targets of the batch's positions.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -51,6 +52,15 @@ def shared_softmax(states: Tensor, positive: Tensor, negatives: Tensor, drawn: T
     """
     total = (states @ negatives.T).logsumexp(1)
     return torch.where(drawn, total, torch.logaddexp(total, positive)) - positive
+
+
+def log_q(scores: Tensor, log_frequency: Tensor) -> Tensor:
+    """Scores [T, N] of negatives drawn by frequency, corrected for the softmax (Bengio & Senecal 2008).
+
+    log_frequency: [N], of each negative. With q its frequency, an item is among N draws N q times on average. Taking off log(N q) makes the
+    sum over the negatives' exponentials an unbiased estimate of the sum over all items but the target, whose own score stays as it is.
+    """
+    return scores - log_frequency - math.log(scores.shape[1])
 
 
 def distinct_uniform(n_items: int, count: int, device: torch.device) -> Tensor:

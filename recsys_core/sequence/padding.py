@@ -15,11 +15,9 @@ class Padding:
     """
 
     def __init__(self, batch: SequenceBatch) -> None:
-        # Asking a GPU for the longest sequence would wait for it; asking the processor costs nothing.
-        on_cpu = batch.offsets.device.type == "cpu"
-        self.batch_size, self.longest = len(batch), int(batch.offsets.diff().max()) if on_cpu else batch.longest
+        self.batch_size, self.longest = batch.size, batch.tightest
         rows = batch.rows
-        place = torch.arange(len(rows), device=rows.device) - batch.offsets[rows.clamp(max=self.batch_size)]
+        place = torch.arange(rows.shape[0], device=rows.device) - batch.offsets[rows.clamp(max=self.batch_size)]
         real = rows < self.batch_size
         self.positions = torch.where(real, place, 0)
         # Tokens that are padding themselves share one place behind the table.
@@ -32,9 +30,9 @@ class Padding:
 
     def heads(self, x: Tensor, heads: int) -> Tensor:
         """[T, H * D] to [B, H, L, D], as attention takes it."""
-        return self.add(x).view(self.batch_size, self.longest, heads, -1).transpose(1, 2)
+        return self.add(x).view(self.batch_size, self.longest, heads, x.shape[1] // heads).transpose(1, 2)
 
     def remove(self, table: Tensor) -> Tensor:
         """[B, L, D] back to [T, D]; what stands at padding tokens is the last place's, and no loss may read it."""
         flat = table.reshape(self.batch_size * self.longest, table.shape[2])
-        return flat.index_select(0, self.slots.clamp(max=len(flat) - 1))
+        return flat.index_select(0, self.slots.clamp(max=flat.shape[0] - 1))

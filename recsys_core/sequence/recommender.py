@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -15,14 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recsys_core.data.dataset import Dataset
+from recsys_core.data.features import Features
 from recsys_core.data.jagged import Jagged
 from recsys_core.errors import DataError
-from recsys_core.evaluation.evaluate import evaluate
-from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommender
-from recsys_core.sequence.batch import SequenceBatch, SequenceLog, history_batch
-from recsys_core.sequence.embedding import TokenEmbedding, feature_schema
-from recsys_core.sequence.losses import Negatives, Objective, distinct_uniform, full_softmax, sampled_loss, shared_softmax
-from recsys_core.training import Learner, Trainer, TrainingConfig, pick_device
+from recsys_core.recommender import Histories, ModelConfig
+from recsys_core.sequence.batch import BY_TOKEN, SequenceBatch, SequenceLog, history_batch
+from recsys_core.sequence.embedding import Schema, TokenEmbedding, feature_schema
+from recsys_core.sequence.losses import Negatives, Objective, distinct_uniform, full_softmax, log_q, sampled_loss, shared_softmax
+from recsys_core.training import Learner, TrainingConfig
+from recsys_core.training.network import NetworkRecommender
+from recsys_core.vectors import Value, VectorRecommender
+
+Batch = TypeVar("Batch", bound=SequenceBatch)
 
 
 class SequenceConfig(TrainingConfig):
@@ -48,6 +52,10 @@ class SequenceConfig(TrainingConfig):
     """Divides similarities."""
     calibration: float = Field(0.75, ge=0, le=1)
     """The `t` of gBCE."""
+    windows: Literal["all", "latest"] = "all"
+    """What is learned from a sequence longer than max_length: all of it, cut into windows anew each epoch, or its latest items alone."""
+    features: bool = False
+    """Whether the dataset's user, item and interaction features are read beside the ids."""
 
     @model_validator(mode="after")
     def _objective_has_negatives(self) -> Self:
@@ -60,19 +68,21 @@ class SequenceNetwork(nn.Module):
     """Base of networks: `embedding` makes vectors of tokens, `forward` states [T, dim] of a batch's tokens."""
 
     embedding: TokenEmbedding
+    asks_device: ClassVar[bool] = True
+    """Whether a step waits for an answer of the device, such as the length of a sequence; else it can be replayed as a CUDA graph."""
 
     @abstractmethod
     def forward(self, batch: SequenceBatch) -> Tensor:
         """States [T, dim]; the state of a token may depend on it and the tokens before it in its sequence alone."""
 
 
-class SequenceRecommender(Recommender):
+class SequenceRecommender(NetworkRecommender, VectorRecommender):
     """Base of sequence models. A subclass sets `Config` and gives `_build`; `uses_time` says whether timestamps are read, and which."""
 
     Config: ClassVar[type[ModelConfig]] = SequenceConfig
     config: SequenceConfig
     network: SequenceNetwork
-    schema: dict[str, list[dict[str, Any]]]
+    schema: Schema
 
     @property
     def uses_time(self) -> Literal["no", "past", "target"]:
@@ -80,12 +90,18 @@ class SequenceRecommender(Recommender):
         return "no"
 
     @property
+    def uses_ratings(self) -> bool:
+        """Whether ratings of the history are read."""
+        return False
+
+    @property
     def training(self) -> str:
         config = self.config
-        sampled = {"all": "all items", "shared": "shared uniform", "uniform": "uniform", "in-batch": "in-batch, logQ"}[config.sampling]
+        in_batch = "in-batch with logQ" if config.loss == "softmax" else "in-batch"
+        sampled = {"all": "all items", "shared": "shared uniform", "uniform": "uniform", "in-batch": in_batch}[config.sampling]
         negatives = sampled if config.sampling == "all" else f"{config.negatives} {sampled}"
         time = {"no": "no timestamps", "past": "timestamps of the past", "target": "timestamps, the target's too"}[self.uses_time]
-        return f"{config.loss}, {negatives}, {config.similarity}, order, {time}"
+        return f"{config.loss}, {negatives}, {config.similarity}, order, {time}" + (", features" if config.features else "")
 
     @abstractmethod
     def _build(self, embedding: TokenEmbedding) -> SequenceNetwork: ...
@@ -96,29 +112,35 @@ class SequenceRecommender(Recommender):
     def _learner(self, dataset: Dataset) -> SequenceLearner:
         return SequenceLearner(self.network, self.config, SequenceLog.of(dataset), dataset.item_counts)
 
-    def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None:
-        device = pick_device(options.device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.config.seed)
-            self.schema = feature_schema(dataset.features)
-            self.network = self._network()
-            self.network.embedding.fill(dataset.features)
-            users = options.validation
-            validate = None if users is None else lambda: evaluate(self, users, ("NDCG@10",)).means["NDCG@10"]
-            Trainer(self._learner(dataset), self.config, options, progress, validate).run()
-
-    def to(self, device: str) -> Self:
-        self.network.to(pick_device(device))
-        return self
+    def _initialize(self, dataset: Dataset) -> None:
+        if self.uses_time != "no" and not dataset.timed:
+            raise DataError(f"{self.name} reads timestamps, and {dataset.name!r} has an order only; train it without time")
+        features = dataset.features if self.config.features else Features()
+        self.schema = feature_schema(features)
+        super()._initialize(dataset)
+        self.network.embedding.fill(features)
 
     @torch.inference_mode()
-    def _score(self, histories: Histories) -> Tensor:
+    def query_vectors(self, histories: Histories) -> Tensor:
         if self.uses_time != "no" and histories.timestamps is None:
             raise DataError(f"{self.name} was trained with timestamps and these histories have none; give them, or train it without time")
-        weight = self.network.embedding.ids.weight
-        batch = self._question(histories).to(weight.device)
-        states = self.network(batch)[batch.last]
-        return similarity_scale(self.config, states) @ similarity_vectors(self.config, self.network.embedding.items()).T
+        batch = self._question(histories).to(self.network.embedding.ids.weight.device)
+        return similarity_scale(self.config, self.network(batch)[batch.last])
+
+    @torch.inference_mode()
+    def item_vectors(self) -> Tensor:
+        return similarity_vectors(self.config, self.network.embedding.items().detach())
+
+    def id_vectors(self) -> Tensor:
+        return self.network.embedding.ids.weight.detach()[: len(self._catalogue())]
+
+    @property
+    def item_features(self) -> tuple[str, ...]:
+        return tuple(spec["name"] for spec in self.schema["item"])
+
+    def _append(self, vectors: Tensor, features: Sequence[Mapping[str, Value]]) -> None:
+        self.network.embedding.append(vectors, features)
+        self.schema = self.network.embedding.schema
 
     def _question(self, histories: Histories) -> SequenceBatch:
         """The batch whose last states rank the catalogue."""
@@ -129,13 +151,6 @@ class SequenceRecommender(Recommender):
 
     def _load_meta(self, meta: dict[str, Any]) -> None:
         self.schema = meta["features"]
-
-    def _state(self) -> dict[str, NDArray]:
-        return {name: tensor.cpu().numpy() for name, tensor in self.network.state_dict().items()}
-
-    def _load_state(self, state: dict[str, NDArray]) -> None:
-        self.network = self._network().eval()
-        self.network.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
 
 
 def similarity_scale(config: SequenceConfig, states: Tensor) -> Tensor:
@@ -160,7 +175,8 @@ class SequenceLearner(Learner[SequenceBatch]):
 
     def windows(self, rng: np.random.Generator) -> Jagged:
         """The windows of an epoch, in random order."""
-        windows = self.log.windows(self.config.max_length, rng)
+        length = self.config.max_length
+        windows = self.log.latest(length) if self.config.windows == "latest" else self.log.windows(length, rng)
         return windows.take(rng.permutation(len(windows)))
 
     def epoch(self, rng: np.random.Generator, device: torch.device) -> Sequence[SequenceBatch]:
@@ -176,6 +192,11 @@ class SequenceLearner(Learner[SequenceBatch]):
     def shard(self, batch: SequenceBatch, rank: int, world: int) -> SequenceBatch:
         bounds = [len(batch) * n // world for n in range(world + 1)]
         return cut(batch, batch.offsets.cpu().numpy(), bounds[rank], bounds[rank + 1])
+
+    def static(self, batches: Sequence[SequenceBatch]) -> SequenceBatch | None:
+        # Where sequences are cut varies from epoch to epoch; a batch that outgrows the room is stepped without the graph.
+        tokens = int(1.05 * max(len(batch.tokens) for batch in batches)) + 64
+        return None if self.network.asks_device else batches[0].roomy(tokens, self.config.batch_size)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         states = self.network(batch)
@@ -193,7 +214,9 @@ class SequenceLearner(Learner[SequenceBatch]):
             drawn = distinct_uniform(self.n_items, config.negatives, states.device)
             vectors = similarity_vectors(config, embedding.items(drawn))
             if config.loss == "softmax":
-                return shared_softmax(states, positive, vectors, torch.isin(targets, drawn))
+                # A table of all items, where torch.isin would sort and, on a GPU, wait.
+                member = torch.zeros(self.n_items, dtype=torch.bool, device=drawn.device).index_fill(0, drawn, True)
+                return shared_softmax(states, positive, vectors, member[targets])
             hit = targets[:, None] == drawn
             return self._sampled(positive, states @ vectors.T, hit)
         if config.sampling == "uniform":
@@ -201,32 +224,23 @@ class SequenceLearner(Learner[SequenceBatch]):
             vectors = similarity_vectors(config, embedding.items(drawn.flatten())).view(*drawn.shape, -1)
             return self._sampled(positive, torch.einsum("td,tnd->tn", states, vectors), drawn == targets[:, None])
         drawn = targets[torch.randint(len(targets), (config.negatives,), device=states.device)]
-        # Items come up as often as they are taken: taking off log q makes the softmax one over the catalogue (Bengio & Senecal 2008).
-        correction = self.get_buffer("log_frequency")
-        scores = states @ similarity_vectors(config, embedding.items(drawn)).T - correction[drawn]
-        return self._sampled(positive - correction[targets], scores, targets[:, None] == drawn)
+        scores = states @ similarity_vectors(config, embedding.items(drawn)).T
+        if config.loss == "softmax":
+            scores = log_q(scores, self.get_buffer("log_frequency")[drawn])
+        return self._sampled(positive, scores, targets[:, None] == drawn)
 
     def _sampled(self, positive: Tensor, negative: Tensor, hit: Tensor) -> Tensor:
         share = min(self.config.negatives / max(self.n_items - 1, 1), 1.0)
         return sampled_loss(self.config.loss, positive, negative, hit, share, self.config.calibration)
 
 
-def cut(batch: SequenceBatch, offsets: NDArray, start: int, stop: int) -> SequenceBatch:
+def cut(batch: Batch, offsets: NDArray, start: int, stop: int) -> Batch:
     """Sequences `start` to `stop` (excluded) of a batch whose offsets are also known to the processor: views, no copies."""
     first, last = int(offsets[start]), int(offsets[stop])
 
     def part(column: Tensor | None) -> Tensor | None:
         return None if column is None else column[first:last]
 
-    return replace(
-        batch,
-        tokens=batch.tokens[first:last],
-        offsets=batch.offsets[start : stop + 1] - first,
-        users=batch.users[start:stop],
-        targets=part(batch.targets),
-        times=part(batch.times),
-        next_times=part(batch.next_times),
-        ratings=part(batch.ratings),
-        next_ratings=part(batch.next_ratings),
-        features={name: column[first:last] for name, column in batch.features.items()},
-    )
+    changed: dict[str, Any] = {name: part(getattr(batch, name)) for name in BY_TOKEN}
+    changed["features"] = {name: column[first:last] for name, column in batch.features.items()}
+    return replace(batch, offsets=batch.offsets[start : stop + 1] - first, users=batch.users[start:stop], **changed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -36,5 +37,13 @@ class TrainingConfig(ModelConfig):
     """Validations without a better NDCG@10 after which training stops and the best weights return; 0 trains all epochs, keeps the last."""
     validate_every: int = Field(1, ge=1)
     """Epochs between validations."""
+    capture: bool = True
+    """On a GPU, whether a step is recorded once and replayed as a CUDA graph, where the model allows it."""
     compile: bool = False
     """Whether torch.compile translates the forward and backward pass: slower to start, faster on a GPU."""
+
+    def rate(self, share: float) -> float:
+        """The learning rate after a share of training: up a line, then along a cosine to 0, or level."""
+        rise = min(share / self.warmup, 1.0) if self.warmup else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * min(share, 1.0))) if self.schedule == "cosine" else 1.0
+        return self.learning_rate * rise * fall

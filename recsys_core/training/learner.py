@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recsys_core.training.graph import StaticBatch
+
 Batch = TypeVar("Batch")
 
 
@@ -31,6 +33,10 @@ class Learner(nn.Module, Generic[Batch]):
     @abstractmethod
     def shard(self, batch: Batch, rank: int, world: int) -> Batch:
         """The part of a batch that process `rank` of `world` computes; the parts are disjoint and make up the batch."""
+
+    def static(self, batches: Sequence[Batch]) -> StaticBatch | None:
+        """A batch with room for each of an epoch's, for steps replayed as a CUDA graph; None where a step has to ask the device."""
+        return None
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -19,8 +21,8 @@ from pathlib import Path
 import pytest
 
 from recsys_core import assets
-from recsys_core.assets import Asset, Url, Wheel, extract, movielens, sources
-from recsys_core.assets.catalog import ML_100K
+from recsys_core.assets import Asset, Bundle, Shared, Url, Wheel, amazon, extract, movielens, shared, sources
+from recsys_core.assets.datasets import AMAZON, ML_20M, ML_100K
 from recsys_core.errors import DataError, RunStoppedError, UnavailableError, UnknownNameError
 
 
@@ -50,6 +52,7 @@ def asset_of(*places: sources.Source) -> Asset:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("WORKBENCH_ASSETS", raising=False)
+    monkeypatch.setenv("WORKBENCH_SHARED_DATA", str(tmp_path / "shared"))
     return tmp_path / "cache"
 
 
@@ -225,7 +228,7 @@ def test_an_unusable_cache_folder_is_named(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_unknown_names_and_the_list() -> None:
-    assert set(assets.assets()) == {"ml-100k", "smollm2-135m-instruct", "all-minilm-l6-v2"}
+    assert set(assets.assets()) > {"ml-100k", "ml-20m", "amazon-toys", "beauty-s3rec", "smollm2-135m-instruct", "all-minilm-l6-v2"}
     with pytest.raises(UnknownNameError, match="did you mean 'ml-100k'"):
         assets.fetch("ml-10k")
 
@@ -328,20 +331,25 @@ RECBOLE_ITEM = (
     "1412\tLand Before Time III: The Time of the Great Giving (1995)\tV\tAnimation Children's\n"
     "1633\tÁ köldum klaka (Cold Fever)\t1994\tComedy Drama\n"
 )
+U_USER = b"1|24|M|technician|85711\n2|53|F|other|94043\n"
+RECBOLE_USER = (
+    b"user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n1\t24\tM\ttechnician\t85711\n2\t53\tF\tother\t94043\n"
+)
 U_DATA = b"196\t242\t3\t881250949\n186\t302\t3\t891717742\n"
 
 
 def test_both_movielens_layouts_give_the_same_files(tmp_path: Path) -> None:
     official, recbole = tmp_path / "ml-100k.zip", tmp_path / "recbole.whl"
-    official.write_bytes(zipped({"ml-100k/u.data": U_DATA, "ml-100k/u.item": U_ITEM.encode("latin-1")}))
+    official.write_bytes(zipped({"ml-100k/u.data": U_DATA, "ml-100k/u.item": U_ITEM.encode("latin-1"), "ml-100k/u.user": U_USER}))
     inter = b"user_id:token\titem_id:token\trating:float\ttimestamp:float\r\n" + U_DATA.replace(b"\n", b"\r\n")
     stem = "recbole/dataset_example/ml-100k/ml-100k"
-    recbole.write_bytes(zipped({f"{stem}.inter": inter, f"{stem}.item": RECBOLE_ITEM.encode()}))
-    for archive, build in ((official, movielens.from_official), (recbole, movielens.from_recbole)):
+    recbole.write_bytes(zipped({f"{stem}.inter": inter, f"{stem}.item": RECBOLE_ITEM.encode(), f"{stem}.user": RECBOLE_USER}))
+    for archive, build in ((official, movielens.from_100k), (recbole, movielens.from_recbole)):
         out = tmp_path / archive.stem
         out.mkdir()
         build(archive, out)
         assert (out / "ratings.tsv").read_bytes() == U_DATA
+        assert (out / "users.tsv").read_text() == "user\tage\tgender\toccupation\n1\t24\tM\ttechnician\n2\t53\tF\tother\n"
         assert (out / "items.tsv").read_text(encoding="utf-8").splitlines() == [
             "item\ttitle\tyear\tgenres",
             "1\tToy Story\t1995\tAnimation|Children's|Comedy",
@@ -353,10 +361,156 @@ def test_both_movielens_layouts_give_the_same_files(tmp_path: Path) -> None:
 
 
 def test_a_broken_movielens_archive_is_a_refused_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = zipped({"ml-100k/u.item": b"1|no flags\n", "ml-100k/u.data": U_DATA})
+    broken = zipped({"ml-100k/u.item": b"1|no flags\n", "ml-100k/u.data": U_DATA, "ml-100k/u.user": U_USER})
     (tmp_path / "ml-100k.zip").write_bytes(broken)
     monkeypatch.setenv("WORKBENCH_ASSETS", str(tmp_path))
     official = ML_100K.sources[0]
     dead = Url(official.file, digest(broken), official.build, "http://127.0.0.1:9/ml-100k.zip")
     with pytest.raises(UnavailableError, match=r"ml-100k\.zip: zip\(\) argument"):
         assets.fetch(Asset("ml", "", "", (dead,), ML_100K.files))
+
+
+def test_a_million_ratings_layout(tmp_path: Path) -> None:
+    archive = tmp_path / "ml-1m.zip"
+    movies = "1::Toy Story (1995)::Animation|Children's|Comedy\n2::Léon (1994)::Crime\n"
+    members = {"ml-1m/ratings.dat": b"1::2::5::978300760\r\n2::1::3::978302109\r\n", "ml-1m/movies.dat": movies.encode("latin-1")}
+    archive.write_bytes(zipped(members | {"ml-1m/users.dat": b"1::F::1::10::48067\n2::M::56::16::70072-1\n"}))
+    movielens.from_1m(archive, tmp_path)
+    assert (tmp_path / "ratings.tsv").read_text() == "1\t2\t5\t978300760\n2\t1\t3\t978302109\n"
+    assert (tmp_path / "items.tsv").read_text(encoding="utf-8").splitlines()[1:] == [
+        "1\tToy Story\t1995\tAnimation|Children's|Comedy",
+        "2\tLéon\t1994\tCrime",
+    ]
+    assert (tmp_path / "users.tsv").read_text().splitlines()[1:] == [
+        "1\tunder 18\tF\tK-12 student",
+        "2\t56 and over\tM\tself-employed",
+    ]
+
+
+def test_the_later_movielens_layout(tmp_path: Path) -> None:
+    archive, ratings = tmp_path / "ml-20m.zip", b"userId,movieId,rating,timestamp\r\n1,2,3.5,1112486027\r\n"
+    movies = 'movieId,title,genres\n1,"Am, I (1995)",Adventure|IMAX\n2,Show (2006-2007),(no genres listed)\n3,Untitled,Drama\n'
+    archive.write_bytes(zipped({"ml-20m/ratings.csv": ratings, "ml-20m/movies.csv": movies.encode()}))
+    ML_20M.sources[0].build(archive, tmp_path)
+    assert (tmp_path / "ratings.csv").read_bytes() == ratings
+    assert (tmp_path / "items.tsv").read_text().splitlines()[1:] == [
+        "1\tAm, I\t1995\tAdventure|IMAX",
+        "2\tShow\t2006\t",
+        "3\tUntitled\t\tDrama",
+    ]
+
+
+REVIEWS = [
+    {"reviewerID": "A1", "asin": "B2", "reviewText": "good", "overall": 5.0, "unixReviewTime": 1390694400, "reviewTime": "01 26, 2014"},
+    {"reviewerID": "A2", "asin": "B1", "overall": 1.0, "unixReviewTime": 1390608000},
+]
+PRODUCTS = [
+    {"asin": "B1", "title": "Soap &amp; Water", "price": 3.17, "brand": "Lux", "categories": [["Beauty", "Bath"], ["Beauty", "Hair"]]},
+    {"asin": "B9", "title": "Reviewed by nobody", "categories": [["Beauty"]]},
+    {"asin": "B2", "description": "'asin': 'B9'", "categories": [["Beauty"]]},
+]
+
+
+def put_amazon(folder: Path, reviews: list[str], products: list[str]) -> None:
+    for name, lines in (("reviews_Beauty_5.json.gz", reviews), ("meta_Beauty.json.gz", products)):
+        (folder / name).write_bytes(gzip.compress("\n".join(lines).encode()))
+
+
+def test_the_amazon_layout_and_digests_first_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_amazon(tmp_path, [json.dumps(r) for r in REVIEWS], [repr(p) for p in PRODUCTS])
+    beauty = AMAZON[0]
+    assert assets.whereabouts(beauty) == "download"
+    monkeypatch.setenv("WORKBENCH_ASSETS", str(tmp_path))
+    assert assets.whereabouts(beauty) == "at hand"
+    folder = assets.fetch(beauty)
+    assert assets.whereabouts(beauty) == "cached"
+    assert (folder / "ratings.tsv").read_text() == "A1\tB2\t5\t1390694400\nA2\tB1\t1\t1390608000\n"
+    assert [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()] == [
+        {"item": "B1", "title": "Soap & Water", "categories": ["Beauty", "Bath", "Hair"], "brand": "Lux", "price": 3.17},
+        {"item": "B2", "title": "", "categories": ["Beauty"], "brand": "", "price": None},
+    ]
+    # Nobody published these archives' checksums: what was read is on record, and a later change of the files is found.
+    assert assets.first_seen(beauty) == {
+        name: digest((tmp_path / name).read_bytes()) for name in ("reviews_Beauty_5.json.gz", "meta_Beauty.json.gz")
+    }
+    (folder / "ratings.tsv").write_text((folder / "ratings.tsv").read_text().replace("A1", "A3"))
+    with pytest.raises(DataError, match=r"ratings\.tsv changed"):
+        assets.verify(beauty)
+
+
+@pytest.mark.parametrize(
+    ("review", "product", "message"),
+    [
+        ('{"reviewerID": "A1"', "{'asin': 'B1'}", "line 2: .* is not a review"),
+        ('{"reviewerID": "A1", "asin": "B1", "overall": 5}', "{'asin': 'B1'}", "line 2: .* is not a review: KeyError"),
+        (json.dumps(REVIEWS[1]), "{'asin': 'B1', 'price': __import__('os').getcwd()}", "line 1: .* is not a product"),
+    ],
+)
+def test_a_bad_line_in_an_amazon_archive_is_named(tmp_path: Path, review: str, product: str, message: str) -> None:
+    put_amazon(tmp_path, [json.dumps(REVIEWS[0]), review], [product])
+    with pytest.raises(DataError, match=message):
+        amazon.from_gzip("Beauty")(tmp_path, tmp_path)
+
+
+def test_a_cut_off_gzip_is_a_refused_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_amazon(tmp_path, [json.dumps(r) for r in REVIEWS], [repr(p) for p in PRODUCTS])
+    reviews = tmp_path / "reviews_Beauty_5.json.gz"
+    reviews.write_bytes(reviews.read_bytes()[:-12])
+    monkeypatch.setenv("WORKBENCH_ASSETS", str(tmp_path))
+    local = AMAZON[0].sources[0].inside(tmp_path)
+    with pytest.raises(UnavailableError, match=r"reviews_Beauty_5\.json\.gz and .*Compressed file ended"):
+        assets.fetch(Asset("cut", "", "", (local,), AMAZON[0].files))
+
+
+def bundle(*parts: tuple[str, bytes]) -> Bundle:
+    """A bundle of shared files that must have the given contents; joins them in order."""
+
+    def join(folder: Path, out: Path) -> None:
+        (out / "joined").write_bytes(b"".join((folder / Path(name).name).read_bytes() for name, _ in parts))
+
+    return Bundle("both", join, tuple(Shared(name, digest(content), join) for name, content in parts))
+
+
+def test_a_bundle_checks_each_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "shared" / "sub"
+    folder.mkdir(parents=True)
+    both = Asset("both", "", "", (bundle(("sub/one", b"1"), ("sub/two", b"2")),), {"joined": digest(b"12")})
+    assert assets.whereabouts(both) == "missing"
+    (folder / "one").write_bytes(b"1")
+    assert assets.whereabouts(both) == "missing"
+    with pytest.raises(
+        UnavailableError, match=r"shared file sub/one and shared file sub/two: not in .*shared, .*\(WORKBENCH_SHARED_DATA\)"
+    ):
+        assets.fetch(both)
+    (folder / "two").write_bytes(b"3")
+    assert assets.whereabouts(both) == "at hand"
+    with pytest.raises(UnavailableError, match="SHA-256 is"):
+        assets.fetch(both)
+    (folder / "two").write_bytes(b"2")
+    assert content(assets.fetch(both)) == {"joined": b"12"}
+    assert assets.first_seen(both) == {}
+    assert content(folder) == {"one": b"1", "two": b"2"}
+
+
+def test_the_folder_of_shared_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert assets.shared_data() == tmp_path / "shared"
+    monkeypatch.delenv("WORKBENCH_SHARED_DATA")
+    module = tmp_path / "project" / "recsys_core" / "assets" / "sources.py"
+    monkeypatch.setattr(sources, "__file__", str(module))
+    (tmp_path / "shared" / "data").mkdir(parents=True)
+    assert assets.shared_data() is None, "not a checkout, so its neighbours mean nothing"
+    module.parent.mkdir(parents=True)
+    (tmp_path / "project" / "pyproject.toml").touch()
+    assert assets.shared_data() == tmp_path / "shared" / "data"
+    (tmp_path / "shared" / "data").rmdir()
+    assert assets.shared_data() is None
+
+
+def test_agent4rec_parts_become_one_log(tmp_path: Path) -> None:
+    for name, text in (("train", "0 5 3\n1 4\n"), ("valid", "0 9\n1 5\n"), ("test", "1 3 7\n0 4\n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "movie_detail.csv").write_text('movie_id,title,genres,rating,summary\n3,"A, B (1990)",Drama|War,4.1,"One\n two."\n')
+    shared.join_agent4rec(tmp_path, tmp_path)
+    rows = [line.split("\t") for line in (tmp_path / "parts.tsv").read_text().splitlines()]
+    assert rows == [list(r) for r in ("050", "030", "091", "042", "140", "151", "132", "172")]
+    assert (tmp_path / "items.tsv").read_text().splitlines()[1] == "3\tA, B (1990)\tDrama|War\t4.1\tOne two."

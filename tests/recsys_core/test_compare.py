@@ -7,10 +7,12 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys_core.errors import DataError, UnknownNameError
-from recsys_core.evaluation import Evaluation, compare
-from recsys_core.evaluation.compare import sign_flip_p
+from recsys_core.evaluation import Evaluation, compare, holm
+from recsys_core.evaluation.compare import sign_flip_p, wilcoxon_p
 
 
 def evaluation(values: np.ndarray, users: np.ndarray | None = None) -> Evaluation:
@@ -45,6 +47,39 @@ def test_p_value_is_that_of_all_sign_flips() -> None:
     flips = np.array(list(itertools.product([-1, 1], repeat=len(differences)))) @ differences
     exact = np.mean(np.abs(flips) >= abs(differences.sum()) - 1e-12)
     assert sign_flip_p(differences, np.random.default_rng(0), 200_000) == pytest.approx(exact, abs=0.003)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([-1.5, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=60).filter(any))
+def test_wilcoxon_agrees_with_scipy(values: list[float]) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.wilcoxon(values, zero_method="pratt", correction=False, method="asymptotic").pvalue
+    assert wilcoxon_p(np.array(values)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_wilcoxon_takes_rounding_for_no_difference() -> None:
+    noise = np.full(50, 1e-16)
+    assert wilcoxon_p(noise) == 1
+    assert wilcoxon_p(np.zeros(5)) == 1
+    result = compare(evaluation(draw(np.random.default_rng(5), 300) + 0.05), evaluation(draw(np.random.default_rng(5), 300)), "NDCG@10")
+    assert result.wilcoxon_p < 1e-6
+
+
+def test_holm_by_hand_and_by_its_rule() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.5))
+def test_holm_rejects_what_its_step_down_rejects(p_values: list[float], level: float) -> None:
+    m, rejected = len(p_values), set()
+    for place, n in enumerate(sorted(range(m), key=lambda i: p_values[i])):
+        if (m - place) * p_values[n] > level:
+            break
+        rejected.add(n)
+    adjusted = holm(p_values)
+    assert {n for n, p in enumerate(adjusted) if p <= level} == rejected
+    assert all(p <= a <= 1 for p, a in zip(p_values, adjusted, strict=True))
 
 
 def test_a_real_difference_is_found() -> None:

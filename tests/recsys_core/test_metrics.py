@@ -5,6 +5,7 @@ from __future__ import annotations
 import ir_measures
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -12,7 +13,8 @@ from ir_measures import RR, R, Success, nDCG
 
 from recsys_core.data.jagged import Jagged
 from recsys_core.errors import DataError, UnknownNameError
-from recsys_core.evaluation import beyond_accuracy, coverage, gini, mean_popularity, novelty, rank
+from recsys_core.evaluation import beyond_accuracy, coverage, diversity, gini, novelty, popularity, rank, top_lists
+from recsys_core.evaluation.lists import tag_vectors
 
 CUTOFFS = (1, 5, 10, 500)
 ORACLE = {f"HR@{k}": Success @ k for k in CUTOFFS} | {f"NDCG@{k}": nDCG @ k for k in CUTOFFS} | {f"Recall@{k}": R @ k for k in CUTOFFS}
@@ -119,8 +121,59 @@ def test_blocks_of_memory_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -
     rng = np.random.default_rng(0)
     scores, targets = rng.integers(0, 9, (20, 50)).astype(np.float32), Jagged(rng.integers(0, 50, 100), np.arange(0, 101, 5))
     whole = rank(scores, targets)
-    monkeypatch.setattr("recsys_core.evaluation.metrics._GATHER_BYTES", 1)
-    np.testing.assert_array_equal(rank(scores, targets).ranks.values, whole.ranks.values)
+    lists = top_lists(scores, 7, targets)
+    for piece in (1, 3 * 50 * 4):
+        monkeypatch.setattr("recsys_core.evaluation.metrics.CPU_PIECE", piece)
+        again = rank(scores, targets)
+        np.testing.assert_array_equal(again.ranks.values, whole.ranks.values)
+        np.testing.assert_array_equal(again.metric("AUC"), whole.metric("AUC"))
+        np.testing.assert_array_equal(top_lists(scores, 7, targets), lists)
+
+
+def test_scores_are_left_as_they_are_and_may_be_a_view() -> None:
+    one = torch.arange(6.0).flip(0)
+    scores, before = one.expand(3, 6), one.clone()
+    targets, seen = Jagged.from_rows([[1], [1, 5], [0]]), Jagged.from_rows([[0], [], [0]])
+    assert rank(scores, targets, seen).ranks.values.tolist() == [1, 2, 6, np.inf]
+    assert top_lists(scores, 2, seen).tolist() == [[1, 2], [0, 1], [1, 2]]
+    assert torch.equal(one, before)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rankings(), st.integers(1, 40))
+def test_top_lists_are_a_stable_sort(case: tuple[np.ndarray, Jagged, Jagged], k: int) -> None:
+    scores, _, excluded = case
+    # Several groups of items, so that the best of a group is not always the best of all.
+    scores = np.tile(scores, 5)
+    masked = scores.copy()
+    masked[excluded.row_ids, excluded.values] = -np.inf
+    order = np.argsort(-masked, axis=1, kind="stable")[:, :k]
+    expected = np.where(np.isneginf(np.take_along_axis(masked, order, 1)), -1, order)
+    found = top_lists(scores, k, excluded)
+    np.testing.assert_array_equal(found[:, : order.shape[1]], expected)
+    assert (found[:, order.shape[1] :] == -1).all()
+    assert found.shape == (len(scores), k)
+
+
+def test_auc_only_where_it_was_asked_for() -> None:
+    ranking = rank(np.array([[3, 2, 1]], np.float32), Jagged.from_rows([[1]]), auc=False)
+    assert ranking.metric("MRR").tolist() == [0.5]
+    with pytest.raises(DataError, match="auc=True"):
+        ranking.metric("AUC")
+    with pytest.raises(DataError, match="top-k lists"):
+        ranking.metric("coverage@5")
+
+
+@pytest.mark.gpu
+def test_the_gpu_finds_the_same() -> None:
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.integers(0, 99, (200, 3000)).astype(np.float32))
+    targets = Jagged(rng.integers(0, 3000, 600), np.arange(0, 601, 3))
+    seen = Jagged(rng.integers(0, 3000, 4000), np.arange(0, 4001, 20))
+    here, there = rank(scores, targets, seen), rank(scores.cuda(), targets, seen)
+    np.testing.assert_array_equal(there.ranks.values, here.ranks.values)
+    np.testing.assert_array_equal(there.metric("AUC"), here.metric("AUC"))
+    np.testing.assert_array_equal(top_lists(scores.cuda(), 10, seen), top_lists(scores, 10, seen))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +184,8 @@ def test_blocks_of_memory_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch) -
         ("HR@0", DataError, "write HR@10"),
         ("MRR@x", DataError, "write MRR@10"),
         ("AUC@5", DataError, "write AUC"),
+        ("coverage", DataError, "write coverage@10"),
+        ("novlety@10", UnknownNameError, "did you mean 'novelty@k'"),
     ],
 )
 def test_bad_metric_names_are_explained(name: str, error: type[Exception], text: str) -> None:
@@ -158,11 +213,23 @@ def test_beyond_accuracy_on_lists_worked_by_hand() -> None:
     assert coverage(lists, 4) == 0.5
     # Exposures 2, 1, 0, 0: 16 ordered pairs differ by 2 * (1 + 2 + 2 + 1 + 1 + 0) in all, and the mean is 0.75.
     assert gini(lists, 4) == pytest.approx(14 / 16 / (2 * 0.75))
-    assert mean_popularity(lists, counts) == pytest.approx(20 / 3)
-    assert novelty(lists, counts) == pytest.approx((1 + 2 + 1) / 3)
-    assert novelty(np.array([[3]]), counts) == 4.0
-    assert set(beyond_accuracy(lists, counts)) == {"coverage@2", "gini@2", "popularity@2", "novelty@2"}
-    assert np.isnan(novelty(np.array([[-1]]), counts))
+    assert popularity(lists, counts).tolist() == [6, 8]
+    assert novelty(lists, counts).tolist() == [1.5, 1]
+    assert novelty(np.array([[3]]), counts).tolist() == [4]
+    assert popularity(np.array([[-1]]), counts).tolist() == [0]
+    found = beyond_accuracy(lists, counts, tag_vectors((("a",), ("b",), ("a", "b"), ())))
+    assert found == {"coverage@2": 0.5, "gini@2": gini(lists, 4), "popularity@2": 7, "novelty@2": 1.25, "diversity@2": 0.5}
+
+
+@given(hnp.arrays(np.int64, (3, 4), elements=st.integers(-1, 6)), hnp.arrays(np.float32, (7, 3), elements=st.sampled_from([0, 0.5, 2, -1])))
+def test_diversity_is_one_minus_the_mean_cosine_of_pairs(lists: np.ndarray, vectors: np.ndarray) -> None:
+    unit = [v / np.linalg.norm(v) if v.any() else v for v in vectors]
+    expected = []
+    for row in lists:
+        mine = [unit[i] for i in row if i >= 0]
+        pairs = [float(a @ b) for n, a in enumerate(mine) for b in mine[n + 1 :]]
+        expected.append(1 - np.mean(pairs) if pairs else 0.0)
+    np.testing.assert_allclose(diversity(lists, vectors), expected, atol=1e-5)
 
 
 @given(hnp.arrays(np.int64, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=st.integers(-1, 6)))

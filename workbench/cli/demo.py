@@ -125,23 +125,8 @@ def render(facts: dict[str, Any], store: str) -> None:
         )
         ui.table("How far to trust them", ["agents", "test", "measure", "judge", "value with 95% interval", "n"], rows, note)
     loop = facts["loop"]
-    scores = {(r["model"], r["arm"]): r for r in loop["scores"]}
-    rows = []
-    for r in loop["comparisons"]:
-        before, after = (scores[r["model"], arm]["metrics"][r["metric"]] for arm in ("none", r["arm"]))
-        rows.append(
-            [
-                r["model"],
-                r["metric"],
-                r["arm"],
-                ui.interval(*before),
-                ui.interval(*after),
-                ui.interval(r["difference"], r["low"], r["high"], signed=True),
-                f"{r['p']:.3f}",
-            ]
-        )
     note = f"{loop['added']} interactions of {loop['users']} users added to training in every arm but 'none'; {where}; paired by user"
-    ui.table("Before and after", ["model", "metric", "added to training", "before", "after", "difference", "p"], rows, note)
+    ui.before_and_after(loop["comparisons"], loop["scores"], note)
     ui.console.print(_verdict(loop["comparisons"]))
     ui.console.print(
         f"{facts['seconds']:.0f} s in all. Everything is in {store}: see it with 'workbench runs' or 'make dashboard'.", soft_wrap=True

@@ -11,6 +11,7 @@ from recsys_core.errors import WorkbenchError
 from workbench.cli import data, models
 from workbench.cli.demo import demo
 from workbench.cli.export import export
+from workbench.cli.recommend import recommend
 from workbench.cli.runs import dashboard, runs
 from workbench.cli.simulate import augment, simulate
 from workbench.cli.ui import progress_console
@@ -26,6 +27,7 @@ app.command("demo")(demo)
 app.add_typer(data.app, name="data")
 app.command("train")(models.train)
 app.command("evaluate")(models.evaluate)
+app.command("recommend")(recommend)
 app.command("simulate")(simulate)
 app.command("augment")(augment)
 app.command("export")(export)

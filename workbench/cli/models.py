@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from recsys_core import create, known_models, load
 from recsys_core import evaluate as evaluate_model
 from recsys_core.errors import DataError
+from recsys_core.evaluation import DEFAULT_METRICS
 from workbench.cli import ui
-from workbench.config import DataSettings, ModelSettings
+from workbench.config import DataSettings, Experiment, ModelSettings
 from workbench.data import load_split
+from workbench.grid import failed, grid_rows, run_grid
 from workbench.loop import Trained, store_results, train_and_evaluate
 from workbench.report import score_rows
+from workbench.store import code_version
+from workbench.tables import Format, score_table
 
 SetOption = Annotated[list[str], typer.Option("--set", help="A field of the model's configuration, as name=value; repeatable.")]
 
@@ -43,23 +47,46 @@ def train(
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Model names to train, or folders of trained models.")],
-    data: ui.DataOption = "ml-100k",
-    part: Annotated[str, typer.Option("--part", help="`valid` for choosing, `test` for reporting.")] = "valid",
-    metrics: Annotated[str, typer.Option("--metrics", help="Comma-separated.")] = "HR@10,NDCG@10,MRR,Recall@10,AUC",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds of models that draw random numbers.")] = 1,
+    models: Annotated[list[str], typer.Argument(help="Model names to train, folders of trained models, or one TOML file with a [grid].")],
+    data: Annotated[str | None, typer.Option("--data", help="A registered dataset or a file.", show_default="ml-100k")] = None,
+    part: Annotated[str | None, typer.Option("--part", help="`valid` for choosing, `test` for reporting.", show_default="valid")] = None,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="Comma-separated.", show_default=",".join(DEFAULT_METRICS))] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Seeds of models that draw randomly.", show_default="1")] = None,
+    form: Annotated[str, typer.Option("--format", help="`rich`, `markdown`, `csv` or `latex`.")] = "rich",
+    out: Annotated[Path | None, typer.Option("--out", help="A file for the table instead of the terminal.")] = None,
+    checkpoints: Annotated[Path | None, typer.Option("--checkpoints", help="Folder for a grid's checkpoints and training logs.")] = None,
     store: ui.StoreOption = ui.DEFAULT_STORE,
     json: ui.JsonOption = False,
 ) -> None:
     """Rank the full catalogue for held-out users and print each metric with its 95% interval.
 
-    Example: workbench evaluate popularity ease models/hstu --part test
+    A TOML file with a [grid] trains models x datasets x seeds; what the store already holds is not done again, so the same command goes on
+    after an interruption.
+
+    Examples: workbench evaluate popularity ease models/hstu --part test
+
+    workbench evaluate experiment.toml --format latex --out table.tex
     """
+    if form not in get_args(Format):
+        raise DataError(f"format is {form!r}; it must be one of {', '.join(get_args(Format))}")
+    if len(models) == 1 and models[0].endswith(".toml") and Path(models[0]).is_file():
+        given = {"--data": data, "--part": part, "--metrics": metrics, "--seeds": seeds}
+        if twice := [option for option, value in given.items() if value is not None]:
+            raise DataError(f"{twice[0]} does not go with {models[0]}; set it in the file's [grid]")
+        return _evaluate_grid(Path(models[0]), form, out, checkpoints, store, json)
+    if checkpoints is not None:
+        raise DataError("--checkpoints goes with a TOML file; a single model is trained by: workbench train")
+    names = tuple(m.strip() for m in metrics.split(",") if m.strip()) if metrics is not None else DEFAULT_METRICS
+    return _evaluate_models(models, data or "ml-100k", part or "valid", names, seeds or 1, form, out, store, json)
+
+
+def _evaluate_models(
+    models: list[str], data: str, part: str, metrics: tuple[str, ...], seeds: int, form: str, out: Path | None, store: str, json: bool
+) -> None:
     if part not in ("valid", "test"):
         raise DataError(f"part is {part!r}; it must be 'valid' or 'test'")
     dataset, split = load_split(DataSettings(name=data))
     holdout = split.valid if part == "valid" else split.test
-    names = tuple(m.strip() for m in metrics.split(",") if m.strip())
     trained = []
     for model in models:
         with ui.step(f"evaluating {model}") as progress:
@@ -67,25 +94,44 @@ def evaluate(
                 saved = load(Path(model))
                 if saved.items is None or saved.items.ids != dataset.items.ids:
                     raise DataError(f"{model} was trained on another catalogue than {data!r}; evaluate it on its own dataset")
-                trained.append(Trained(model, "none", [evaluate_model(saved, holdout, names)]))
+                trained.append(Trained(model, "none", [evaluate_model(saved, holdout, metrics, train=split.train)]))
             else:
-                trained += train_and_evaluate({"none": split.train}, holdout, [ModelSettings(name=model)], seeds, names, progress)
+                trained += train_and_evaluate({"none": split.train}, holdout, [ModelSettings(name=model)], seeds, metrics, progress)
     with ui.opened(store) as handle:
         run = handle.start_run("evaluate", data, {"models": models, "part": part, "seeds": seeds}, 0, dataset, split)
         store_results(handle, run, trained, [], part)
         handle.record_status(run, "finished")
-    rows = score_rows(trained, names)
-    if json:
-        return ui.print_json(
-            {"run": run, "part": part, "dataset_hash": dataset.content_hash, "split_hash": split.content_hash, "rows": rows}
-        )
-    cells = [
-        [str(r["model"]), r["training"], str(r["seeds"]), *(ui.interval(*r["metrics"][m]) for m in names), f"{r['seconds']:.1f}"]
-        for r in rows
-    ]
+    rows = score_rows(trained, metrics)
+    facts = {"run": run, "part": part, "dataset_hash": dataset.content_hash, "split_hash": split.content_hash, "rows": rows}
     where = f"{data}, {split.name}, {part}, {len(holdout)} users"
-    note = f"{where}, full catalogue, seen items removed; split {split.content_hash[:12]}; run {run}"
-    return ui.table("Ranking", ["model", "loss, negatives, time", "seeds", *names, "fit s"], cells, note)
+    note = f"{where}, full catalogue, seen items removed; split {split.content_hash[:12]}; run {run}."
+    plain = [row | {"metrics": {m: dict(zip(("mean", "low", "high"), f, strict=True)) for m, f in row["metrics"].items()}} for row in rows]
+    ui.show(facts, score_table(plain, metrics, "Ranking", note), form, out, json)
+
+
+def _evaluate_grid(file: Path, form: str, out: Path | None, checkpoints: Path | None, store: str, json: bool) -> None:
+    experiment = Experiment.load(file)
+    if (grid := experiment.grid) is None:
+        raise DataError(f"{file} has no [grid]; add one, or run it with: workbench demo --config {file}")
+    with ui.opened(store) as handle, ui.step(f"grid {experiment.name}") as progress:
+        cells = run_grid(grid, handle, progress, experiment.name, checkpoints)
+    rows = grid_rows(cells, grid.metrics, grid.base)
+    reused = [cell for cell in cells if cell.reused]
+    other = sorted({cell.code for cell in reused} - {code_version()})
+    note = f"{grid.part} part, full catalogue, seen items removed; mean over users, seeds averaged by user, with 95% bootstrap interval."
+    note += f" {len(reused)} of {len(cells)} cells were in the store"
+    note += f", some computed by code {', '.join(other)}; this is {code_version()}." if other else "."
+    facts = {
+        "experiment": experiment.name,
+        "cells": len(cells),
+        "reused": len(reused),
+        "base": grid.base,
+        "other_code": other,
+        "rows": rows,
+    }
+    ui.show(facts, score_table(rows, grid.metrics, experiment.name, note, grid.base), form, out, json)
+    if error := failed(cells):
+        raise error
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:

@@ -99,22 +99,8 @@ def augment(
         dataset, split = load_split(experiment.data)
         with ui.step("retraining") as progress:
             found = close_loop(handle, experiment, dataset, split, ids, progress)
-    rows = comparison_rows(found.comparisons)
+    rows, scores = comparison_rows(found.comparisons), score_rows(found.trained, loop.metrics)
     if json:
-        return ui.print_json(
-            {"run": found.run, "added": found.added, "scores": score_rows(found.trained, loop.metrics), "comparisons": rows}
-        )
-    cells = [
-        [
-            r["model"],
-            r["metric"],
-            r["arm"],
-            f"{r['before']:.4f}",
-            f"{r['after']:.4f}",
-            ui.interval(r["difference"], r["low"], r["high"], signed=True),
-            f"{r['p']:.3f}",
-        ]
-        for r in rows
-    ]
+        return ui.print_json({"run": found.run, "added": found.added, "scores": scores, "comparisons": rows})
     note = f"{found.added} interactions added in every arm; run {found.run}; test split {split.content_hash[:12]}, paired by user"
-    return ui.table("Before and after", ["model", "metric", "added to training", "before", "after", "difference", "p"], cells, note)
+    return ui.before_and_after(rows, scores, note)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,10 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Table as View
 
+from recsys_core.errors import DataError
 from recsys_core.progress import Progress
+from workbench.loop import BASE
 from workbench.store import Store
+from workbench.tables import Figure, Table, render
 
 StoreOption = Annotated[str, typer.Option("--store", envvar="WORKBENCH_STORE", help="SQLite file or postgresql+psycopg:// URL.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
@@ -55,18 +59,57 @@ def opened(store: str, create: bool = True) -> Iterator[Store]:
         yield handle
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
-    """A table on stdout, columns of figures right-aligned. Cells are data, not markup."""
-    view = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "", bold: Collection[tuple[int, int]] = ()
+) -> None:
+    """A table on stdout, columns of figures right-aligned, the (row, column) places in `bold` in bold. Cells are data, not markup."""
+    view = View(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, column in enumerate(columns):
         figures = all(row[number][:1] in _FIGURES for row in rows if row[number])
         view.add_column(column, justify="right" if figures else "left", overflow="fold")
-    for row in rows:
-        view.add_row(*(escape(cell) for cell in row))
+    for r, row in enumerate(rows):
+        view.add_row(*(f"[bold]{escape(cell)}[/]" if (r, c) in bold else escape(cell) for c, cell in enumerate(row)))
     console.print(view)
     if note:
         console.print(f"[dim]{escape(note)}[/]")
     console.print()
+
+
+def show(facts: dict[str, Any], result: Table, form: str, out: Path | None, as_json: bool) -> None:
+    """A result as JSON, or as a table in one of `workbench.tables.Format`, on stdout or in a file; a file and JSON can be had together."""
+    if out is not None:
+        text = render(result, "markdown" if form == "rich" else form)  # type: ignore[arg-type]
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(text)
+        except OSError as error:
+            raise DataError(f"{out} cannot be written ({error.strerror}); name another --out") from error
+    if as_json:
+        return print_json(facts)
+    if out is not None:
+        return console.print(f"wrote {escape(str(out))}", soft_wrap=True)
+    if form != "rich":
+        sys.stdout.write(render(result, form))  # type: ignore[arg-type]
+        return None
+    return table(result.title, result.columns, [[str(cell) for cell in row] for row in result.rows], result.note, best_cells(result))
+
+
+def best_cells(result: Table) -> set[tuple[int, int]]:
+    """Row and column of the figures that are the best of their column."""
+    return {(r, c) for r, row in enumerate(result.rows) for c, cell in enumerate(row) if isinstance(cell, Figure) and cell.best}
+
+
+def before_and_after(comparisons: Sequence[dict[str, Any]], scores: Sequence[dict[str, Any]], note: str) -> None:
+    """The rows of `workbench.report.comparison_rows`, with the intervals of `score_rows`, as a table."""
+    figures = {(r["model"], r["arm"]): r["metrics"] for r in scores}
+    cells = [
+        [
+            r["model"], r["metric"], r["arm"], *(interval(*figures[r["model"], arm][r["metric"]]) for arm in (BASE, r["arm"])),
+            interval(r["difference"], r["low"], r["high"], signed=True), f"{r['p']:.3f}",
+        ]
+        for r in comparisons
+    ]  # fmt: skip
+    table("Before and after", ["model", "metric", "added to training", "before", "after", "difference", "p"], cells, note)
 
 
 def interval(value: float, low: float, high: float, signed: bool = False) -> str:

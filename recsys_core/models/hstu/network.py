@@ -1,0 +1,142 @@
+"""The HSTU layer and the network of several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kernels.hstu_attention import hstu_attention, time_buckets
+from recsys_core.models.hstu.config import HSTUConfig
+from recsys_core.sequence.batch import SequenceBatch
+from recsys_core.sequence.embedding import TokenEmbedding
+from recsys_core.sequence.recommender import SequenceNetwork
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What all layers share of a batch. offsets: [B + 1] int64; longest: a bound on a sequence, or None; buckets: [B, L, L] or None."""
+
+    offsets: Tensor
+    longest: int | None
+    buckets: Tensor | None
+
+
+class HSTUBlock(nn.Module):
+    """One layer: u, v, q, k from one projection and SiLU; the attention's layer norm, gated by u, is projected and added to the input."""
+
+    def __init__(self, config: HSTUConfig, length: int) -> None:
+        super().__init__()
+        self.heads, self.length = config.heads, length
+        self.norm_in, self.norm_out = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
+        self.uvqk, self.out = nn.Linear(config.dim, 4 * config.dim), nn.Linear(config.dim, config.dim)
+        self.position_bias = nn.Parameter(torch.zeros(config.heads, length))
+        timed = config.time != "none"
+        self.time_bias = nn.Parameter(torch.zeros(config.heads, config.time_buckets)) if timed else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """u [T, dim], and v, q, k [T, H, dim / H], of tokens [T, dim]."""
+        u, v, q, k = functional.silu(self.uvqk(self.norm_in(x))).chunk(4, dim=1)
+        v, q, k = (t.view(t.shape[0], self.heads, t.shape[1] // self.heads) for t in (v, q, k))
+        return u, v, q, k
+
+    def close(self, x: Tensor, attended: Tensor, u: Tensor) -> Tensor:
+        """The layer's output [T, dim] of its input, what was attended to and the gate."""
+        update: Tensor = self.out(self.dropout(self.norm_out(attended) * u))
+        return x + update
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        u, v, q, k = self.project(x)
+        attended = hstu_attention(
+            q, k, v, layout.offsets, self.length, self.position_bias.to(q.dtype),
+            time_bias=self.time_bias, buckets=layout.buckets, longest=layout.longest,
+        )  # fmt: skip
+        return self.close(x, attended.flatten(1), u)
+
+
+class HSTUNetwork(SequenceNetwork):
+    """Token vectors through the layers. With `config.actions` a rating's token stands behind each item's (see `interleave`)."""
+
+    asks_device = False
+
+    def __init__(self, config: HSTUConfig, embedding: TokenEmbedding, levels: int) -> None:
+        super().__init__()
+        self.config, self.embedding = config, embedding
+        self.length = config.max_length * (2 if config.actions else 1)
+        self.places = nn.Parameter(0.02 * torch.randn(self.length, config.dim)) if config.positions else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(HSTUBlock(config, self.length) for _ in range(config.blocks))
+        # One vector a rating level, and a last one for an unknown rating.
+        self.actions = nn.Embedding(levels + 1, config.dim) if config.actions else None
+        self.tasks = nn.Linear(config.dim, len(config.tasks)) if config.actions else None
+        if self.actions is not None:
+            nn.init.normal_(self.actions.weight, std=config.dim**-0.5)
+        self.register_buffer("levels", torch.zeros(levels))
+        self.register_buffer("bounds", torch.tensor(config.tasks), persistent=False)
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        if self.actions is not None:
+            return self.interleaved(batch)[0]
+        return self.run(self.embedding(batch), batch.offsets, batch.longest, batch.times, batch.next_times)
+
+    def run(self, x: Tensor, offsets: Tensor, longest: int, times: Tensor | None, asked: Tensor | None) -> Tensor:
+        """States [T, dim] of token vectors [T, dim]; times: [T] of each token, asked: [T] when what follows it happens."""
+        # Asking a GPU for the longest sequence would wait for it; asking the processor costs nothing.
+        bound = None if x.device.type == "cpu" and not torch.compiler.is_exporting() else longest
+        if self.places is not None:
+            x = x + self.places[place(offsets, len(x))]
+        x = self.dropout(x)
+        layout = Layout(offsets, bound, self.buckets(offsets, times, asked, bound))
+        for block in self.blocks:
+            x = block(x, layout)
+        return x
+
+    def buckets(self, offsets: Tensor, times: Tensor | None, asked: Tensor | None, longest: int | None) -> Tensor | None:
+        """Time buckets of all pairs of tokens, or None for a model without time."""
+        if self.config.time == "none":
+            return None
+        assert times is not None
+        assert asked is not None
+        return time_buckets(offsets, times, asked if self.config.time == "target" else times, self.config.time_buckets, longest)
+
+    def interleaved(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        """Retrieval states [T, dim], which predict the items, and ranking states [T, dim], which predict their ratings.
+
+        A sequence reads start, item 1, rating 1, item 2, rating 2, ...: the state of the start or of a rating predicts the next item, that
+        of an item its rating. Where a batch has no targets, the slot of the unknown item is the start token, and nothing reads it.
+        """
+        offsets, both, times, asked = self.interleave(batch)
+        states = self.run(both, offsets, 2 * batch.longest, times, asked).view(-1, 2, both.shape[1])
+        return states[:, 0], states[:, 1]
+
+    def interleave(self, batch: SequenceBatch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Offsets [B + 1], vectors [2 T, dim], times [2 T] and question times [2 T] of the doubled sequences."""
+        x, start = self.embedding(batch), batch.tokens == self.embedding.n_items
+        spoken = torch.where(start[:, None], x, self.action_vectors(batch.ratings))
+        following = batch.targets if batch.targets is not None else batch.tokens.roll(-1)
+        named = self.embedding.items(following.clamp(max=self.embedding.n_items - 1))
+        both = torch.stack([spoken, named], 1).flatten(0, 1)
+        times = next_times = None
+        if batch.times is not None and batch.next_times is not None:
+            times = torch.stack([batch.times, batch.next_times], 1).flatten()
+            next_times = torch.stack([batch.next_times, batch.next_times], 1).flatten()
+        return 2 * batch.offsets, both, times, next_times
+
+    def action_vectors(self, ratings: Tensor | None) -> Tensor:
+        """Vectors [T, dim] of ratings [T], NaN for unknown ones: each is read as the nearest level seen in training."""
+        assert self.actions is not None
+        assert ratings is not None
+        levels = self.get_buffer("levels")
+        nearest = (ratings.nan_to_num()[:, None] - levels).abs().argmin(1)
+        vectors: Tensor = self.actions(torch.where(ratings.isnan(), len(levels), nearest))
+        return vectors
+
+
+def place(offsets: Tensor, tokens: int) -> Tensor:
+    """The place [T] int64 of each token in its sequence, 0 for the first one and for padding."""
+    token = torch.arange(tokens, device=offsets.device)
+    row = torch.searchsorted(offsets[1:], token, right=True)
+    return torch.where(row < len(offsets) - 1, token - offsets[row.clamp(max=len(offsets) - 1)], 0)
