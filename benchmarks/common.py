@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import platform
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from workbench.machine import processor
 from workbench.store import code_version
 
 
@@ -27,13 +27,9 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 def environment() -> dict[str, Any]:
     """Hardware and versions."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), model)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return {
-        "cpu": f"{model}, {os.cpu_count()} cores",
+        "cpu": processor(),
         "gpu": device,
         "python": platform.python_version(),
         "torch": torch.__version__,

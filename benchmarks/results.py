@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import arguments, environment
+from benchmarks.common import arguments
 from recsys_core import compare
 from workbench.config import Experiment, GridSettings
 from workbench.grid import Cell, grid_rows, run_grid
@@ -55,11 +55,11 @@ def page(name: str, settings: GridSettings, cells: list[Cell]) -> str:
     """One grid as Markdown, its CSV written beside its settings."""
     rows = grid_rows(cells, settings.metrics, settings.base)
     dataset, split = cells[0].dataset, cells[0].split
-    facts = ", ".join(f"{k} {v}" for k, v in environment().items())
+    machines = "; ".join(sorted({machine for row in rows for machine in row["machines"]})) or "machine not recorded"
     hashes = f"dataset {dataset.content_hash[:12]}, split {split.content_hash[:12]}"
     note = f"{len(split.test)} users, full catalogue, seen items removed; {hashes}."
     plain = [{**{k: v for k, v in row.items() if k not in ("dataset", "split_hash")}, "model": row["model"]} for row in rows]
-    table = score_table(plain, settings.metrics, f"{dataset.name}, {settings.part}", f"{note} {facts}.", settings.base)
+    table = score_table(plain, settings.metrics, f"{dataset.name}, {settings.part}", f"{note} {machines}.", settings.base)
     (HERE / f"{name}.csv").write_text(render(score_table(rows, settings.metrics, name, ""), "csv"))
     first, second = ([c.evaluation for c in cells if c.model.title == label and c.evaluation] for label in GRIDS[name])
     lines = [render(table, "markdown")]

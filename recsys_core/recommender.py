@@ -119,9 +119,9 @@ class Recommender(ABC):
         pad = ((0, 0), (0, k - top.shape[1]))
         return Recommendations(np.pad(items, pad, constant_values=-1), np.pad(top, pad, constant_values=-np.inf))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Writes `model.json` (name, config, vocabulary) and `weights.safetensors` into a folder."""
-        catalogue = self._catalogue()
+        catalogue, folder = self._catalogue(), Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: np.ascontiguousarray(v) for k, v in self._state().items()}, folder / "weights.safetensors")
         meta = {"name": self.name, "config": self.config.model_dump(), "items": list(catalogue.ids), "n_users": self.n_users}
@@ -129,8 +129,9 @@ class Recommender(ABC):
         (folder / "model.json").write_text(json.dumps(meta))
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: str | Path) -> Self:
         """Reads what `save` wrote; raises DataError when the folder holds another model."""
+        folder = Path(folder)
         if not (folder / "model.json").is_file():
             raise DataError(f"{folder} holds no saved model (no model.json)")
         meta = json.loads((folder / "model.json").read_text())

@@ -22,6 +22,7 @@ from recsys_core.recommender import FitOptions
 from workbench.config import GridModel, GridSettings
 from workbench.data import load_split
 from workbench.loop import is_random, stored_evaluations
+from workbench.machine import machine
 from workbench.report import figure
 from workbench.store import RunSummary, Store, code_version
 
@@ -34,8 +35,9 @@ FIT_SECONDS = "fit seconds"
 class Cell:
     """One model on one dataset with one seed.
 
-    key: SHA-256 of all that its numbers depend on, beside the code. run: where it is stored; code: the version that computed it; error:
-    one line, empty where it is done; reused: it was in the store already. evaluation: per-user values as stored, None after an error.
+    key: SHA-256 of all that its numbers depend on, beside the code. run: where it is stored; code: the version that computed it, and
+    machine what it ran on; error: one line, empty where it is done; reused: it was in the store already. evaluation: per-user values as
+    stored, None after an error.
     """
 
     model: GridModel
@@ -47,6 +49,7 @@ class Cell:
     config: dict[str, Any]
     run: str = ""
     code: str = ""
+    machine: str = ""
     error: str = ""
     reused: bool = False
     seconds: float = 0.0
@@ -145,6 +148,7 @@ def grid_rows(cells: Sequence[Cell], metrics: Sequence[str], base: str | None = 
                 "seeds": len(runs),
                 "seconds": sum(c.seconds for c in group),
                 "code": sorted({c.code for c in group if c.code}),
+                "machines": sorted({c.machine for c in group if c.machine}),
                 "runs": [c.run for c in group],
                 "errors": [c.error for c in group if c.error],
                 "metrics": {m: _figures(runs, against if first.model.title != base else [], m) for m in metrics} if runs else {},
@@ -161,7 +165,7 @@ def duration(seconds: float) -> str:
 
 
 def _run(store: Store, cell: Cell, settings: GridSettings, name: str, progress: Progress, checkpoints: Path | None) -> Cell:
-    run = store.start_run(KIND, name, cell.config, cell.seed, cell.dataset, cell.split)
+    run = store.start_run(KIND, name, cell.config | {"machine": machine(settings.device)}, cell.seed, cell.dataset, cell.split)
     options = FitOptions(
         cell.split.valid if settings.early_stopping else None, checkpoints / cell.key[:16] if checkpoints else None, device=settings.device
     )
@@ -196,7 +200,15 @@ def _stored(store: Store, cell: Cell, run: RunSummary, reused: bool) -> Cell:
     values = {name: e.per_user.astype(np.float64) for name, e in kept.items() if len(e.per_user)}
     totals = {name: e.mean for name, e in kept.items() if not len(e.per_user) and name != FIT_SECONDS}
     evaluation = Evaluation(cell.model.name, users, values, totals=totals)
-    return replace(cell, run=run.id, code=run.code_version, reused=reused, seconds=kept[FIT_SECONDS].mean, evaluation=evaluation)
+    return replace(
+        cell,
+        run=run.id,
+        code=run.code_version,
+        machine=run.config.get("machine", ""),
+        reused=reused,
+        seconds=kept[FIT_SECONDS].mean,
+        evaluation=evaluation,
+    )
 
 
 def _figures(runs: Sequence[Evaluation], against: Sequence[Evaluation], metric: str) -> dict[str, Any]:

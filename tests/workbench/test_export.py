@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.types import Persona
+from recsys_core.data import load_dataset
 from recsys_core.data.dataset import Dataset
-from recsys_core.data.readers import read_items, read_log
 from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, RunStoppedError
 from simulators.events import Action, Exposure, PageRecord
@@ -92,13 +92,15 @@ def test_our_own_readers_load_both_kinds(store: Store, tmp_path: Path) -> None:
     run = simulated(store)
     inter, item, _ = export_run(store, run, tmp_path, "recbole").files
     parquet, _ = export_run(store, run, tmp_path, "parquet").files
-    for log in (read_log(inter), read_log(parquet)):
-        assert log.user.to_pylist() == ["u0", "u0", "u0", "u1"]
-        assert log.item.to_pylist() == ["i2", "i0", "i3", "i1"]
+    for log in (load_dataset(inter), load_dataset(parquet)):
+        assert log.users.decode(log.user) == ["u0", "u0", "u0", "u1"]
+        assert log.items.decode(log.item) == ["i2", "i0", "i3", "i1"]
         assert log.timestamp.tolist() == [201, 202, 203, 201]
         assert log.rating is not None
         assert log.rating.tolist() == [2.5, 4.5, 4.5, 4.5]
-    assert "The 'Quoted' One" in str(read_items(item))
+    # The `.item` file beside the `.inter` is found by itself.
+    assert load_dataset(inter).titles[:2] == ("Tab here", "The 'Quoted' One")
+    assert item.is_file()
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,6 +12,7 @@ from recsys_core import create, known_models, load
 from recsys_core import evaluate as evaluate_model
 from recsys_core.errors import DataError
 from recsys_core.evaluation import DEFAULT_METRICS
+from recsys_core.recommender import FitOptions
 from workbench.cli import ui
 from workbench.config import DataSettings, Experiment, ModelSettings
 from workbench.data import load_split
@@ -29,16 +30,23 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="Folder for the trained model.")],
     data: ui.DataOption = "ml-100k",
     settings: SetOption = [],  # noqa: B006
+    device: Annotated[str, typer.Option("--device", help="`cpu`, `cuda`, `cuda:1`, or `auto` for a GPU where there is one.")] = "auto",
+    checkpoints: Annotated[Path | None, typer.Option("--checkpoints", help="Folder for checkpoints and logs, to resume from.")] = None,
     json: ui.JsonOption = False,
 ) -> None:
-    """Train one recommender on the training part of a log and save it.
+    """Train one recommender on the training part of a log and save it; the validation part is there for early stopping (`patience`).
 
     Example: workbench train hstu --data ml-100k --set seed=1 --out models/hstu
+    Several GPUs: torchrun --nproc-per-node 4 -m workbench.cli.main train sasrec --out models/sasrec
     """
+    from recsys_core.training.distributed import is_main_process  # torch: not at every start of the command line
+
     _, split = load_split(DataSettings(name=data))
     start = time.perf_counter()
     with ui.step(f"training {model}") as progress:
-        recommender = create(model, **parse_settings(settings)).fit(split.train, progress)
+        recommender = create(model, **parse_settings(settings)).fit(split.train, progress, FitOptions(split.valid, checkpoints, device))
+    if not is_main_process():
+        return None
     recommender.save(out)
     facts = {"model": model, "folder": str(out), "seconds": round(time.perf_counter() - start, 2), "split_hash": split.content_hash}
     if json:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from recsys_core import load
 from recsys_core.data import load_dataset
 from recsys_core.errors import DataError
-from recsys_core.serving.catalogue import TAG
-from recsys_core.serving.rules import AtMost, Only, Rule, parse_rule
-from recsys_core.serving.service import Answer, Service
 from workbench.cli import ui
+
+if TYPE_CHECKING:
+    from recsys_core.serving import Answer, Rule
 
 WhereOption = Annotated[
     list[str], typer.Option("--where", help="tag=Comedy,Drama · tag!=War · year=1990..1995 · title~star; repeatable, all must hold.")
@@ -38,6 +38,10 @@ def recommend(
 
     Example: workbench recommend models/hstu --history 50,181 --where tag=Comedy --k 5
     """
+    # Torch comes with these: not at every start of the command line.
+    from recsys_core.serving import AtMost, Only, Service, parse_rule
+    from recsys_core.serving.catalogue import TAG
+
     if not (users or histories or popular):
         raise DataError("nobody to recommend for; give --user, --history, or --popular")
     service = Service.load(folder) if (folder / "catalogue.json").is_file() else Service.of(load(folder), load_dataset(data))
