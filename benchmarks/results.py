@@ -64,7 +64,7 @@ def page(name: str, settings: GridSettings, cells: list[Cell]) -> str:
     first, second = ([c.evaluation for c in cells if c.model.title == label and c.evaluation] for label in GRIDS[name])
     lines = [render(table, "markdown")]
     for metric in settings.metrics:
-        if first and second:
+        if first and second and metric in first[0].values:
             c = compare(first, second, metric)
             seeds = ", ".join(f"{a - b:+.4f}" for a, b in zip(c.seeds_a, c.seeds_b, strict=True))
             lines.append(

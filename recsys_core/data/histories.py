@@ -58,6 +58,19 @@ class Histories:
     def __len__(self) -> int:
         return len(self.items)
 
+    def take(self, rows: Ints) -> Histories:
+        """The given rows [R] int64, in the given order."""
+        places = Jagged(np.arange(len(self.items.values)), self.items.offsets).take(rows)
+        inside = places.values
+        return Histories(
+            Jagged(self.items.values[inside], places.offsets),
+            self.users[rows],
+            None if self.timestamps is None else self.timestamps[inside],
+            None if self.ratings is None else self.ratings[inside],
+            None if self.at is None else self.at[rows],
+            {name: column[inside] for name, column in self.features.items()},
+        )
+
     def slice(self, start: int, stop: int) -> Histories:
         """Rows `start` to `stop` (excluded)."""
         offsets = self.items.offsets[start : min(stop, len(self)) + 1]

@@ -17,6 +17,7 @@ from recsys_core.data.jagged import Jagged
 from recsys_core.models.sasrec import SASRecBlock, SASRecConfig
 from recsys_core.recommender import Histories
 from recsys_core.sequence.batch import SequenceBatch, SequenceLog
+from recsys_core.sequence.dropout import Dropout
 from recsys_core.sequence.embedding import TokenEmbedding
 from recsys_core.sequence.padding import Padding
 from recsys_core.sequence.recommender import SequenceLearner, SequenceNetwork, SequenceRecommender, cut
@@ -46,7 +47,7 @@ class BERT4RecNetwork(SequenceNetwork):
         super().__init__()
         self.embedding = embedding
         self.positions = nn.Parameter(0.02 * torch.randn(config.max_length, config.dim))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(SASRecBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
 
@@ -143,7 +144,7 @@ class BERT4RecLearner(SequenceLearner):
     def forward(self, batch: SequenceBatch) -> Tensor:
         assert isinstance(batch, MaskedBatch)
         assert batch.targets is not None
-        return self.losses(self.network(batch)[batch.masked], batch.targets[batch.masked]).sum()
+        return self.loss(self.network(batch)[batch.masked], batch.targets[batch.masked], batch.real[batch.masked])
 
 
 def draw_masks(windows: Jagged, mask_share: float, last_share: float, rng: np.random.Generator) -> NDArray[np.bool_]:

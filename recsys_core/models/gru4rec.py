@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from recsys_core.sequence.batch import SequenceBatch
+from recsys_core.sequence.dropout import Dropout
 from recsys_core.sequence.embedding import TokenEmbedding
 from recsys_core.sequence.padding import Padding
 from recsys_core.sequence.recommender import SequenceConfig, SequenceNetwork, SequenceRecommender
@@ -26,7 +27,7 @@ class GRU4RecNetwork(SequenceNetwork):
     def __init__(self, config: GRU4RecConfig, embedding: TokenEmbedding) -> None:
         super().__init__()
         self.embedding = embedding
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         between = config.dropout if config.blocks > 1 else 0.0
         self.gru = nn.GRU(config.dim, config.dim, config.blocks, batch_first=True, dropout=between)
         self.out = nn.Linear(config.dim, config.dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Self
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recsys_core.sequence.batch import SequenceBatch
+from recsys_core.sequence.dropout import Dropout, attend
 from recsys_core.sequence.embedding import TokenEmbedding
 from recsys_core.sequence.padding import Padding
 from recsys_core.sequence.recommender import SequenceConfig, SequenceNetwork, SequenceRecommender
@@ -36,19 +38,31 @@ class SASRecBlock(nn.Module):
     def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
         dim, inner = config.dim, config.inner * config.dim
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout = config.heads, Dropout(config.dropout)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.inner, self.outer = nn.Linear(dim, inner), nn.Linear(inner, dim)
 
     def forward(self, x: Tensor, padding: Padding, readable: Tensor | None = None) -> Tensor:
         """Tokens [T, dim] to tokens; readable: [B, 1, 1, L] bool, the places all tokens may look at, or None for those up to their own."""
-        q, k, v = (padding.heads(t, self.heads) for t in self.qkv(self.norm1(x)).chunk(3, dim=1))
-        dropped = self.dropout if self.training else 0.0
-        attended = functional.scaled_dot_product_attention(q, k, v, readable, dropped, is_causal=readable is None)
-        x = x + functional.dropout(self.out(padding.remove(attended.transpose(1, 2).flatten(2))), self.dropout, self.training)
-        hidden = functional.dropout(functional.gelu(self.inner(self.norm2(x))), self.dropout, self.training)
-        return x + functional.dropout(self.outer(hidden), self.dropout, self.training)
+        q, k, v = padding.heads(self.qkv(self.norm1(x)), 3, self.heads)
+        attended = attend(q, k, v, readable, self.dropout.share if self.training else 0.0)
+        return self._close(x, padding.remove(attended.transpose(1, 2).flatten(2)))
+
+    def last(self, x: Tensor, padding: Padding, last: Tensor) -> Tensor:
+        """What `forward` gives for each sequence's last token [B, dim], which stands at `last` [B] and may look at all its sequence."""
+        normed, own, dim = self.norm1(x), x[last], x.shape[1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = functional.linear(normed[last], weight[:dim], bias[:dim]).view(len(own), self.heads, 1, dim // self.heads)
+        k, v = padding.heads(functional.linear(normed, weight[dim:], bias[dim:]), 2, self.heads)
+        attended = attend(q, k, v, padding.filled[:, None, None], self.dropout.share if self.training else 0.0)
+        return self._close(own, attended.flatten(1))
+
+    def _close(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The block's output [N, dim] of its input and what was attended to."""
+        x = x + self.dropout(self.out(attended))
+        update: Tensor = self.dropout(self.outer(self.dropout(functional.gelu(self.inner(self.norm2(x))))))
+        return x + update
 
 
 class SASRecNetwork(SequenceNetwork):
@@ -58,19 +72,29 @@ class SASRecNetwork(SequenceNetwork):
 
     def __init__(self, config: SASRecConfig, embedding: TokenEmbedding) -> None:
         super().__init__()
-        self.embedding, self.scale = embedding, config.dim**0.5
+        self.embedding = embedding
         self.positions = nn.Parameter(0.02 * torch.randn(config.max_length, config.dim))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(SASRecBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
-        padding = Padding(batch)
-        x = self.dropout(self.embedding(batch) + self.positions[padding.positions])
-        for block in self.blocks:
-            x = block(x, padding)
-        states: Tensor = self.norm(x)
+        states: Tensor = self.norm(self._run(batch, Padding(batch), self.blocks))
         return states
+
+    def last(self, batch: SequenceBatch) -> Tensor:
+        # Of the last block nobody reads the other outputs.
+        padding, final = Padding(batch), self.blocks[-1]
+        assert isinstance(final, SASRecBlock)
+        states: Tensor = self.norm(final.last(self._run(batch, padding, self.blocks[:-1]), padding, batch.last))
+        return states
+
+    def _run(self, batch: SequenceBatch, padding: Padding, blocks: Iterable[nn.Module]) -> Tensor:
+        """Tokens [T, dim] behind some of the blocks."""
+        x: Tensor = self.dropout(self.embedding(batch) + self.positions[padding.positions])
+        for block in blocks:
+            x = block(x, padding)
+        return x
 
 
 class SASRec(SequenceRecommender):

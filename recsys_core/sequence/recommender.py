@@ -21,12 +21,23 @@ from recsys_core.errors import DataError
 from recsys_core.recommender import Histories, ModelConfig
 from recsys_core.sequence.batch import BY_TOKEN, SequenceBatch, SequenceLog, history_batch
 from recsys_core.sequence.embedding import Schema, TokenEmbedding, feature_schema
-from recsys_core.sequence.losses import Negatives, Objective, distinct_uniform, full_softmax, log_q, sampled_loss, shared_softmax
+from recsys_core.sequence.losses import (
+    Negatives,
+    Objective,
+    distinct_uniform,
+    full_softmax,
+    log_q,
+    sampled_loss,
+    shared_softmax,
+    softmax_sum,
+)
 from recsys_core.training import Learner, TrainingConfig
 from recsys_core.training.network import NetworkRecommender
 from recsys_core.vectors import Value, VectorRecommender
 
 Batch = TypeVar("Batch", bound=SequenceBatch)
+_CPU_PIECE = 2**19
+"""Numbers of a layer's activations [T, dim] a thread works on at once when ranking on a processor: its cache holds about so many."""
 
 
 class SequenceConfig(TrainingConfig):
@@ -74,6 +85,11 @@ class SequenceNetwork(nn.Module):
     @abstractmethod
     def forward(self, batch: SequenceBatch) -> Tensor:
         """States [T, dim]; the state of a token may depend on it and the tokens before it in its sequence alone."""
+
+    def last(self, batch: SequenceBatch) -> Tensor:
+        """States [B, dim] of each sequence's last token; a network that can leave out work for the others overrides it."""
+        states: Tensor = self(batch)[batch.last]
+        return states
 
 
 class SequenceRecommender(NetworkRecommender, VectorRecommender):
@@ -124,8 +140,16 @@ class SequenceRecommender(NetworkRecommender, VectorRecommender):
     def query_vectors(self, histories: Histories) -> Tensor:
         if self.uses_time != "no" and histories.timestamps is None:
             raise DataError(f"{self.name} was trained with timestamps and these histories have none; give them, or train it without time")
-        batch = self._question(histories).to(self.network.embedding.ids.weight.device)
-        return similarity_scale(self.config, self.network(batch)[batch.last])
+        device = self.network.embedding.ids.weight.device
+        room = torch.get_num_threads() * _CPU_PIECE // (self.config.dim * self.config.max_length)
+        step = max(room if device.type == "cpu" else len(histories), 1)
+        # Histories of like length need little padding.
+        order = np.argsort(histories.items.lengths, kind="stable")
+        states = torch.empty(len(order), self.config.dim, device=device)
+        for start in range(0, len(order), step):
+            rows = order[start : start + step]
+            states[torch.from_numpy(rows).to(device)] = self.network.last(self._question(histories.take(rows)).to(device))
+        return similarity_scale(self.config, states)
 
     @torch.inference_mode()
     def item_vectors(self) -> Tensor:
@@ -199,9 +223,15 @@ class SequenceLearner(Learner[SequenceBatch]):
         return None if self.network.asks_device else batches[0].roomy(tokens, self.config.batch_size)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
-        states = self.network(batch)
         assert batch.targets is not None
-        return torch.where(batch.real, self.losses(states, batch.targets), 0.0).sum()
+        return self.loss(self.network(batch), batch.targets, batch.real)
+
+    def loss(self, states: Tensor, targets: Tensor, real: Tensor) -> Tensor:
+        """The sum of the losses of positions that are real, bool [T], a scalar."""
+        if self.config.sampling == "all":
+            items = similarity_vectors(self.config, self.network.embedding.items())
+            return softmax_sum(similarity_scale(self.config, states), targets, items, real)
+        return torch.where(real, self.losses(states, targets), 0.0).sum()
 
     def losses(self, states: Tensor, targets: Tensor) -> Tensor:
         """The loss [T] of states [T, D] against the items [T] that follow."""

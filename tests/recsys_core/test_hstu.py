@@ -33,9 +33,9 @@ def chain(users: int = 150, n_items: int = 40, length: int = 12, seed: int = 0) 
 
 
 def paced(users: int = 400, length: int = 8, seed: int = 0) -> Dataset:
-    """After a minute comes the next item around a circle, after ten days (three times in ten) the one opposite; items 0 to 9 rate 5, else 1.
+    """After a minute comes the next item around a circle, after ten days (3 times in 10) the one opposite; items 0 to 9 rate 5, else 1.
 
-    So the next item follows from the last one and the time of the question, and without that time the likelier guess is right 7 times in 10.
+    So the next item follows from the last one and the time of the question; without that time the best guess is right 7 times in 10.
     """
     rng = np.random.default_rng(seed)
     late = rng.random((users, length)) < 0.3

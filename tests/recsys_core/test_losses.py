@@ -15,7 +15,16 @@ from torch.nn import functional
 
 from recsys_core.sequence.batch import SequenceLog
 from recsys_core.sequence.embedding import TokenEmbedding
-from recsys_core.sequence.losses import Objective, distinct_uniform, full_softmax, log_q, sampled_loss, shared_softmax
+from recsys_core.sequence.losses import (
+    Objective,
+    SoftmaxSum,
+    distinct_uniform,
+    full_softmax,
+    log_q,
+    sampled_loss,
+    shared_softmax,
+    softmax_sum,
+)
 from recsys_core.sequence.recommender import SequenceConfig, SequenceLearner, SequenceNetwork
 
 OBJECTIVES: list[Objective] = ["softmax", "bce", "gbce", "bpr", "top1"]
@@ -147,6 +156,52 @@ def test_full_softmax_is_the_plain_formula_with_its_gradient() -> None:
     assert torch.autograd.gradcheck(lambda s, i: full_softmax(s, targets, i), (states, items))
 
 
+@settings(deadline=None)
+@given(st.integers(0, 9), st.integers(1, 7), st.integers(1, 4), st.integers(0, 2**20))
+def test_the_sum_in_pieces_is_the_sum(rows: int, n_items: int, piece: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(rows, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    items = torch.randn(n_items, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets, real = torch.randint(n_items, (rows,), generator=generator), torch.rand(rows, generator=generator) < 0.8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SoftmaxSum, "rows", piece)
+        found = softmax_sum(states, targets, items, real)
+    expected = torch.where(real, full_softmax(states, targets, items), 0.0).sum()
+    torch.testing.assert_close(found, expected)
+    # By a chain behind the sum, so that what the trainer divides by is seen.
+    mine, theirs = (torch.autograd.grad(loss.square() / 7, (states, items)) for loss in (found, expected))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    assert (mine[0][~real] == 0).all()
+
+
+def test_the_sum_in_pieces_has_the_gradient_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SoftmaxSum, "rows", 2)
+    generator = torch.Generator().manual_seed(3)
+    states = torch.randn(5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    items = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s, i: SoftmaxSum.apply(s, torch.tensor([0, 3, 1, 1, 2]), i), (states, items))
+
+
+def test_the_sum_in_pieces_stays_finite_and_shows_what_is_not() -> None:
+    states, items, real = torch.tensor([[1e4], [-1e4]], requires_grad=True), torch.tensor([[1.0], [-1.0]]), torch.ones(2, dtype=torch.bool)
+    loss = softmax_sum(states, torch.tensor([1, 0]), items, real)
+    assert loss.item() == pytest.approx(4e4)
+    assert torch.isfinite(torch.autograd.grad(loss, states)[0]).all()
+    assert softmax_sum(torch.tensor([[torch.nan]]), torch.tensor([0]), items, real[:1]).isnan()
+
+
+def test_autocast_takes_the_plain_formula() -> None:
+    generator = torch.Generator().manual_seed(5)
+    states, items = torch.randn(6, 8, generator=generator, requires_grad=True), torch.randn(9, 8, generator=generator)
+    targets, real = torch.arange(6), torch.ones(6, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = full_softmax(states, targets, items).sum()
+        found = softmax_sum(states, targets, items, real)
+    assert torch.equal(found, expected)
+    assert not torch.equal(softmax_sum(states, targets, items, real), expected)
+
+
 def test_distinct_uniform_draws_every_item_equally_often_and_none_twice() -> None:
     torch.manual_seed(4)
     counts, draws = torch.zeros(10), 4000
@@ -220,6 +275,19 @@ def test_shared_negatives_that_are_the_catalogue_give_the_full_softmax(similarit
         for sampling in ("all", "shared")
     )
     torch.testing.assert_close(full, shared)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("sampling", ["all", "shared"])
+def test_the_loss_is_the_sum_over_real_positions(sampling: str, similarity: str) -> None:
+    made = learner(sampling=sampling, negatives=12, similarity=similarity, temperature=0.5)
+    states, targets = torch.randn(7, 6, generator=torch.Generator().manual_seed(1)).requires_grad_(), torch.arange(7)
+    real = torch.arange(7) < 4
+    found = made.loss(states, targets, real)
+    torch.testing.assert_close(found, made.losses(states, targets)[:4].sum())
+    (slope,) = torch.autograd.grad(found, states)
+    assert (slope[:4] != 0).all()
+    assert (slope[4:] == 0).all()
 
 
 @pytest.mark.parametrize("sampling", ["shared", "uniform", "in-batch"])

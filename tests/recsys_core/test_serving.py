@@ -261,7 +261,8 @@ def test_text_places_new_items_where_it_says_something() -> None:
     model = create("sasrec", dim=16, blocks=1, max_length=12, epochs=20, learning_rate=5e-3, batch_size=32).fit(log)
     service = Service.of(model, log)
     told = service.text_map(words)
-    assert told.recall > 2 * told.chance
+    # Eight held-out items alone tell the recall; the share of variance is steadier, and text that says nothing stays below this.
+    assert told.r2 > 0.05
     service.add_items([NewItem(f"new-{g}", "Later", (g,)) for g in GENRES], told)
     answers = service.recommend(log.users.ids, k=1, rules=[Only([f"new-{g}" for g in GENRES])])
     assert np.mean([a.ids[0] == f"new-{GENRES[u % 4]}" for u, a in enumerate(answers)]) > 0.5

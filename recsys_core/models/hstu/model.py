@@ -108,7 +108,7 @@ class HSTULearner(SequenceLearner):
         assert batch.next_ratings is not None
         assert self.network.tasks is not None
         retrieval, ranking = self.network.interleaved(batch)
-        found = torch.where(batch.real, self.losses(retrieval, batch.targets), 0.0).sum()
+        found = self.loss(retrieval, batch.targets, batch.real)
         rated = batch.real & ~batch.next_ratings.isnan()
         liked = batch.next_ratings[:, None] >= self.network.get_buffer("bounds")
         entropy = functional.binary_cross_entropy_with_logits(self.network.tasks(ranking).float(), liked.float(), reduction="none").mean(1)

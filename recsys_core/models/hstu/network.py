@@ -11,6 +11,7 @@ from torch.nn import functional
 from kernels.hstu_attention import hstu_attention, time_buckets
 from recsys_core.models.hstu.config import HSTUConfig
 from recsys_core.sequence.batch import SequenceBatch
+from recsys_core.sequence.dropout import Dropout
 from recsys_core.sequence.embedding import TokenEmbedding
 from recsys_core.sequence.recommender import SequenceNetwork
 
@@ -35,7 +36,7 @@ class HSTUBlock(nn.Module):
         self.position_bias = nn.Parameter(torch.zeros(config.heads, length))
         timed = config.time != "none"
         self.time_bias = nn.Parameter(torch.zeros(config.heads, config.time_buckets)) if timed else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """u [T, dim], and v, q, k [T, H, dim / H], of tokens [T, dim]."""
@@ -67,7 +68,7 @@ class HSTUNetwork(SequenceNetwork):
         self.config, self.embedding = config, embedding
         self.length = config.max_length * (2 if config.actions else 1)
         self.places = nn.Parameter(0.02 * torch.randn(self.length, config.dim)) if config.positions else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(HSTUBlock(config, self.length) for _ in range(config.blocks))
         # One vector a rating level, and a last one for an unknown rating.
         self.actions = nn.Embedding(levels + 1, config.dim) if config.actions else None
