@@ -231,10 +231,10 @@ class SequenceLearner(Learner[SequenceBatch]):
         if self.config.sampling == "all":
             items = similarity_vectors(self.config, self.network.embedding.items())
             return softmax_sum(similarity_scale(self.config, states), targets, items, real)
-        return torch.where(real, self.losses(states, targets), 0.0).sum()
+        return torch.where(real, self.losses(states, targets, real.sum()), 0.0).sum()
 
-    def losses(self, states: Tensor, targets: Tensor) -> Tensor:
-        """The loss [T] of states [T, D] against the items [T] that follow."""
+    def losses(self, states: Tensor, targets: Tensor, count: Tensor | int | None = None) -> Tensor:
+        """The loss [T] of states [T, D] against the items [T] that follow; count: how many of them are no padding, by default all."""
         config, embedding = self.config, self.network.embedding
         states = similarity_scale(config, states)
         if config.sampling == "all":
@@ -253,7 +253,9 @@ class SequenceLearner(Learner[SequenceBatch]):
             drawn = torch.randint(self.n_items, (len(states), config.negatives), device=states.device)
             vectors = similarity_vectors(config, embedding.items(drawn.flatten())).view(*drawn.shape, -1)
             return self._sampled(positive, torch.einsum("td,tnd->tn", states, vectors), drawn == targets[:, None])
-        drawn = targets[torch.randint(len(targets), (config.negatives,), device=states.device)]
+        places = torch.rand(config.negatives, device=states.device) * (len(targets) if count is None else count)
+        # In float32 a product may round up to the count itself.
+        drawn = targets[places.long().clamp(max=len(targets) - 1)]
         scores = states @ similarity_vectors(config, embedding.items(drawn)).T
         if config.loss == "softmax":
             scores = log_q(scores, self.get_buffer("log_frequency")[drawn])
