@@ -59,6 +59,26 @@ def test_train_then_evaluate_the_saved_model(cli: Cli, log_file: Path, tmp_path:
     assert rows[0]["metrics"]["MRR"][0] != rows[1]["metrics"]["MRR"][0]
 
 
+def test_a_training_with_checkpoints_is_taken_up_and_another_refused(cli: Cli, log_file: Path, tmp_path: Path) -> None:
+    def train(out: str, **settings: int) -> tuple[int, str, str]:
+        chosen = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+        where = ("--data", str(log_file), "--out", str(tmp_path / out), "--checkpoints", str(tmp_path / "checkpoints"), "--device", "cpu")
+        return cli("train", "sasrec", *where, "--set", "dim=8", "--set", "heads=1", *chosen)
+
+    assert train("first", epochs=2)[0] == 0
+    lines = (tmp_path / "checkpoints" / "training.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    # A finished training is found again, not done again.
+    assert train("second", epochs=2)[0] == 0
+    assert (tmp_path / "checkpoints" / "training.jsonl").read_text().splitlines() == lines
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1]
+    code, _, err = train("third", epochs=3)
+    assert code == 2
+    assert "epochs 2, here 3" in one_line_error(err)
+    assert not (tmp_path / "third").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -43,10 +43,12 @@ def train(
 
     _, split = load_split(DataSettings(name=data))
     start = time.perf_counter()
-    with ui.step(f"training {model}") as progress:
-        recommender = create(model, **parse_settings(settings)).fit(split.train, progress, FitOptions(split.valid, checkpoints, device))
+    recommender, options = create(model, **parse_settings(settings)), FitOptions(split.valid, checkpoints, device)
     if not is_main_process():
+        recommender.fit(split.train, options=options)
         return None
+    with ui.step(f"training {model}") as progress:
+        recommender.fit(split.train, progress, options)
     recommender.save(out)
     facts = {"model": model, "folder": str(out), "seconds": round(time.perf_counter() - start, 2), "split_hash": split.content_hash}
     if json:
