@@ -55,7 +55,10 @@ def page(name: str, settings: GridSettings, cells: list[Cell]) -> str:
     """One grid as Markdown, its CSV written beside its settings."""
     rows = grid_rows(cells, settings.metrics, settings.base)
     dataset, split = cells[0].dataset, cells[0].split
-    machines = "; ".join(sorted({machine for row in rows for machine in row["machines"]})) or "machine not recorded"
+    recorded: dict[str, list[str]] = {}
+    for row in rows:
+        recorded.setdefault("; ".join(row["machines"]) or "a machine not recorded", []).append(row["model"])
+    machines = "; ".join(f"{len(models)} rows on {machine}" for machine, models in recorded.items())
     hashes = f"dataset {dataset.content_hash[:12]}, split {split.content_hash[:12]}"
     note = f"{len(split.test)} users, full catalogue, seen items removed; {hashes}."
     plain = [{**{k: v for k, v in row.items() if k not in ("dataset", "split_hash")}, "model": row["model"]} for row in rows]
