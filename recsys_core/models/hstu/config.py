@@ -13,7 +13,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "base": {"dim": 50, "blocks": 2, "heads": 1, "max_length": 200},
     "large": {"dim": 50, "blocks": 8, "heads": 2, "max_length": 200},
 }
-"""The two sizes published for MovieLens; the learning rate, dropout and negatives published with them are given by `published`."""
+"""The two sizes published for MovieLens; everything else (learning rate, dropout, negatives) keeps our defaults."""
 
 
 class HSTUConfig(SequenceConfig):
