@@ -84,8 +84,7 @@ def causal(position_bias: Tensor | None, longest: int, like: Tensor) -> Tensor:
 def time_buckets(offsets: Tensor, key_times: Tensor, query_times: Tensor, count: int, longest: int | None = None) -> Tensor:
     """Which of `count` logarithmic buckets the time from token j to the question of token i is in: [B, longest, longest] int64.
 
-    bucket = floor(ln(max(|t|, 1)) / 0.301), as in the published implementation of Zhai et al. 2024; 0.301 makes a bucket 35% longer than
-    the one before, so 64 of them reach seven years. key_times, query_times: [T] int64 seconds.
+    See `bucket`. key_times, query_times: [T] int64 seconds.
     """
     batch, longest = offsets.shape[0] - 1, int(offsets.diff().max()) if longest is None else longest
     slot = slots(offsets, key_times.shape[0], longest)
@@ -93,8 +92,16 @@ def time_buckets(offsets: Tensor, key_times: Tensor, query_times: Tensor, count:
     def padded(x: Tensor) -> Tensor:
         return x.new_zeros(batch * longest + 1).index_copy(0, slot, x)[:-1].view(batch, longest)
 
-    passed = (padded(query_times)[:, :, None] - padded(key_times)[:, None, :]).abs().clamp(min=1)
-    return (passed.float().log() / 0.301).long().clamp(max=count - 1)
+    return bucket(padded(query_times)[:, :, None] - padded(key_times)[:, None, :], count)
+
+
+def bucket(passed: Tensor, count: int) -> Tensor:
+    """The bucket, 0 to count - 1, of times [...] int64 seconds: floor(ln(max(|t|, 1)) / 0.301), the last one open.
+
+    As in the published implementation of Zhai et al. 2024; 0.301 makes a bucket 35% longer than the one before, so 64 of them reach seven
+    years.
+    """
+    return (passed.abs().clamp(min=1).float().log() / 0.301).long().clamp(max=count - 1)
 
 
 class _TableLookup(torch.autograd.Function):

@@ -54,12 +54,10 @@ class BERT4RecNetwork(SequenceNetwork):
     def forward(self, batch: SequenceBatch) -> Tensor:
         """States [T, dim]; the state of a token may depend on all tokens of its sequence."""
         padding = Padding(batch)
-        lengths = batch.offsets.diff()
-        from_end = (lengths[batch.rows.clamp(max=len(batch) - 1)] - 1 - padding.positions).clamp(min=0)
-        readable = torch.arange(padding.longest, device=lengths.device) < lengths[:, None]
+        from_end = (padding.lengths[batch.rows.clamp(max=len(batch) - 1)] - 1 - padding.positions).clamp(min=0)
         x = self.dropout(self.embedding(batch) + self.positions[from_end])
         for block in self.blocks:
-            x = block(x, padding, readable[:, None, None])
+            x = block(x, padding, padding.filled[:, None, None])
         states: Tensor = self.norm(x)
         return states
 

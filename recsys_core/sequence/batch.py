@@ -62,12 +62,6 @@ class SequenceBatch:
         return torch.searchsorted(self.offsets[1:], torch.arange(self.tokens.shape[0], device=self.tokens.device), right=True)
 
     @property
-    def positions(self) -> Tensor:
-        """The place of each token in its sequence [T] int64, 0 for the start token; padding counts on from the last sequence."""
-        rows = self.rows.clamp(max=self.size - 1)
-        return torch.arange(self.tokens.shape[0], device=self.tokens.device) - self.offsets[rows]
-
-    @property
     def real(self) -> Tensor:
         """Whether each token [T] belongs to a sequence, and is no padding."""
         return torch.arange(self.tokens.shape[0], device=self.tokens.device) < self.offsets[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,8 @@ class Service:
         if unknown:
             names = ", ".join(map(repr, unknown[:5]))
             raise DataError(f"{len(unknown)} unknown user(s): {names}; give a history to recommend for, or ask for what is popular")
-        return self._rank(_take(self.known, self.users.encode(users), at), k, rules, caps, repeat)
+        asked = None if at is None else np.full(len(users), at, np.int64)
+        return self._rank(replace(self.known.take(self.users.encode(users)), at=asked), k, rules, caps, repeat)
 
     def recommend_for(
         self,
@@ -258,17 +259,3 @@ class Service:
 def _positive(k: int) -> None:
     if k < 1:
         raise DataError(f"k is {k}; ask for at least 1 item")
-
-
-def _take(histories: Histories, rows: Ints, at: int | None) -> Histories:
-    """The given rows [B], asked at one moment."""
-    places = Jagged(np.arange(len(histories.items.values)), histories.items.offsets).take(rows)
-    here = places.values
-    return Histories(
-        Jagged(histories.items.values[here], places.offsets),
-        histories.users[rows],
-        None if histories.timestamps is None else histories.timestamps[here],
-        None if histories.ratings is None else histories.ratings[here],
-        None if at is None else np.full(len(rows), at, np.int64),
-        {name: column[here] for name, column in histories.features.items()},
-    )

@@ -142,6 +142,14 @@ def test_every_name_has_an_asset_and_a_description() -> None:
     assert "not for accuracy" in known_datasets()["ml-1m-sequences"]
 
 
+def at_hand(name: str) -> Dataset:
+    """A named dataset; skips, with what was tried, where it is not on this machine and nobody offers it."""
+    try:
+        return load_dataset(name)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize(
     ("name", "users", "items", "interactions", "timed"),
     [
@@ -153,19 +161,13 @@ def test_every_name_has_an_asset_and_a_description() -> None:
     ],
 )
 def test_datasets_at_hand_are_the_published_ones(name: str, users: int, items: int, interactions: int, timed: bool) -> None:
-    try:
-        dataset = load_dataset(name)
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    dataset = at_hand(name)
     assert (len(dataset.users), len(dataset.items), len(dataset), dataset.timed) == (users, items, interactions, timed)
     assert all(len(f) == items for f in dataset.features.item)
 
 
 def test_beauty_has_titles_and_keeps_the_order_of_its_lines() -> None:
-    try:
-        dataset = load_dataset("beauty-s3rec")
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    dataset = at_hand("beauty-s3rec")
     assert dataset.items.decode(dataset.sequences()[0]) == ["1", "2", "3", "4", "5"]
     assert dataset.titles[0].startswith("OPI Nail Lacquer")
     assert dataset.tags[0] == ("Beauty", "Makeup", "Nails", "Nail Polish")
@@ -174,10 +176,7 @@ def test_beauty_has_titles_and_keeps_the_order_of_its_lines() -> None:
 
 
 def test_films_have_features_of_users_and_items() -> None:
-    try:
-        dataset = load_dataset("ml-100k")
-    except UnavailableError as error:
-        pytest.skip(str(error))
+    dataset = at_hand("ml-100k")
     age, gender, occupation = dataset.features.user
     genres, year = dataset.features.item
     assert isinstance(age, Number)

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.hstu_attention import hstu_attention
-from kernels.hstu_attention.reference import slots
-from recsys_core.models.hstu.network import HSTUBlock, HSTUNetwork, Layout
+from kernels.hstu_attention.reference import bucket, slots
+from recsys_core.models.hstu.network import HSTUBlock, HSTUNetwork
 from recsys_core.sequence.batch import SequenceBatch
 
 
@@ -40,14 +40,14 @@ class HistoryCache:
             padded = values.new_zeros(self.size * self.longest + 1, *values.shape[1:]).index_copy(0, slot, values)
             return padded[:-1].view(self.size, self.longest, *values.shape[1:])
 
-        layout = Layout(offsets, self.longest, network.buckets(offsets, times, asked, self.longest))
+        buckets = network.buckets(offsets, times, asked, self.longest)
         for block in network.blocks:
             assert isinstance(block, HSTUBlock)
             u, v, q, k = block.project(x)
             self.tables.append((table(k).transpose(1, 2), table(v).transpose(1, 2)))
             attended = hstu_attention(
                 q, k, v, offsets, block.length, block.position_bias,
-                time_bias=block.time_bias, buckets=layout.buckets, longest=self.longest,
+                time_bias=block.time_bias, buckets=buckets, longest=self.longest,
             )  # fmt: skip
             x = block.close(x, attended.flatten(1), u)
         place = torch.arange(self.longest, device=x.device)
@@ -59,8 +59,7 @@ class HistoryCache:
             assert times is not None
             assert batch.next_times is not None
             now = batch.next_times[batch.last]
-            passed = (now[:, None] - table(times[:, None])[..., 0]).abs().clamp(min=1)
-            self.buckets = (passed.float().log() / 0.301).long().clamp(max=network.config.time_buckets - 1)
+            self.buckets = bucket(now[:, None] - table(times[:, None])[..., 0], network.config.time_buckets)
 
     def states(self, candidates: Tensor) -> Tensor:
         """Last-layer states [B, C, dim] of candidates [B, C], each behind its history and blind to the others."""

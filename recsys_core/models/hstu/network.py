@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.hstu_attention import hstu_attention, time_buckets
+from kernels.hstu_attention.reference import slots
 from recsys_core.models.hstu.config import HSTUConfig
 from recsys_core.sequence.batch import SequenceBatch
 from recsys_core.sequence.dropout import Dropout
@@ -88,7 +89,7 @@ class HSTUNetwork(SequenceNetwork):
         # Asking a GPU for the longest sequence would wait for it; asking the processor costs nothing.
         bound = None if x.device.type == "cpu" and not torch.compiler.is_exporting() else longest
         if self.places is not None:
-            x = x + self.places[place(offsets, len(x))]
+            x = x + self.places[slots(offsets, x.shape[0], longest) % longest]
         x = self.dropout(x)
         layout = Layout(offsets, bound, self.buckets(offsets, times, asked, bound))
         for block in self.blocks:
@@ -134,10 +135,3 @@ class HSTUNetwork(SequenceNetwork):
         nearest = (ratings.nan_to_num()[:, None] - levels).abs().argmin(1)
         vectors: Tensor = self.actions(torch.where(ratings.isnan(), len(levels), nearest))
         return vectors
-
-
-def place(offsets: Tensor, tokens: int) -> Tensor:
-    """The place [T] int64 of each token in its sequence, 0 for the first one and for padding."""
-    token = torch.arange(tokens, device=offsets.device)
-    row = torch.searchsorted(offsets[1:], token, right=True)
-    return torch.where(row < len(offsets) - 1, token - offsets[row.clamp(max=len(offsets) - 1)], 0)
