@@ -1,6 +1,9 @@
-"""HSTU attention in plain PyTorch: what every faster version is compared with."""
+"""HSTU attention in plain PyTorch: what the kernels are compared with, and what runs on a processor."""
 
 from __future__ import annotations
+
+import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -12,50 +15,48 @@ _MASKED = -1e30
 _COPIES = 256
 
 
-def hstu_attention(
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     offsets: Tensor,
+    max_seq_len: int,
+    alpha: float,
     normalizer: float,
-    position_bias: Tensor | None = None,
-    scale: float = 1.0,
-    *,
-    time_bias: Tensor | None = None,
-    buckets: Tensor | None = None,
-    longest: int | None = None,
+    num_targets: Tensor | None,
+    max_attn_len: int,
+    contextual_len: int,
+    position_bias: Tensor | None,
+    time_bias: Tensor | None,
+    key_times: Tensor | None,
+    query_times: Tensor | None,
 ) -> Tensor:
-    """Causal attention whose weights are silu(score) / N in place of a softmax (Zhai et al. 2024, arXiv 2402.17152, equation 2).
-
-    For token i of a sequence and head h, over the tokens j <= i of the same sequence:
-
-        score = scale * <q[i, h], k[j, h]> + position_bias[h, i - j] + time_bias[h, bucket(i, j)]
-        out[i, h] = sum_j silu(score) * v[j, h] / normalizer
-
-    q, k: [T, H, D]; v: [T, H, E]; offsets: [B + 1] int64, sequence b is rows offsets[b] to offsets[b + 1], which may be none, and rows
-    from offsets[B] on are padding, whose output is 0; position_bias: [H, M], M at least the longest sequence, or None for 0; time_bias:
-    [H, K] and buckets: [B, longest, longest] int64 from `time_buckets`, or both None; normalizer: the N of the paper, one constant for
-    all sequences, so that how sequences are batched changes nothing; longest: a bound on the tokens of a sequence; without it the device
-    is asked. Returns [T, H, E]. Differentiable in q, k, v and both biases. Memory O(B * H * longest ** 2).
-    """
+    """`kernels.hstu_attention.hstu_attention`, by tables [B, H, L, L]; memory O(B * H * max_seq_len ** 2)."""
     if q.shape[0] == 0:
         return torch.zeros_like(v)
-    batch, longest = offsets.shape[0] - 1, int(offsets.diff().max()) if longest is None else longest
-    if position_bias is not None and position_bias.shape[1] < longest:
-        raise ValueError(
-            f"position_bias covers {position_bias.shape[1]} positions, the longest sequence has {longest}; give one a distance"
-        )
-    slot = slots(offsets, q.shape[0], longest)
+    longest = max_seq_len
+    if q.device.type == "cpu" and not torch.compiler.is_exporting():
+        # Asking a GPU for the longest sequence would wait for it; asking the processor costs nothing.
+        longest = max(int(offsets.diff().max()), 1)
+    batch, slot = offsets.shape[0] - 1, slots(offsets, q.shape[0], longest)
 
     def padded(x: Tensor) -> Tensor:
         table = x.new_zeros(batch * longest + 1, *x.shape[1:]).index_copy(0, slot, x)
-        return table[:-1].view(batch, longest, *x.shape[1:]).transpose(1, 2)
+        return table[:-1].view(batch, longest, *x.shape[1:])
 
-    bias = causal(position_bias, longest, q)
-    if time_bias is not None and buckets is not None:
-        bias = bias + _TableLookup.apply(time_bias, buckets).transpose(0, 1)  # type: ignore[no-untyped-call]
-    scores = padded(q * scale) @ padded(k).transpose(2, 3) + bias
-    out = (functional.silu(scores) @ padded(v / normalizer)).transpose(1, 2).reshape(batch * longest, *v.shape[1:])
+    scores = padded(q * alpha).transpose(1, 2) @ padded(k).permute(0, 2, 3, 1)
+    if num_targets is None and not max_attn_len and not contextual_len:
+        scores = scores + causal(position_bias, longest, q)
+    else:
+        if position_bias is not None:
+            scores = scores + position_bias[:, distances(offsets.diff(), longest, num_targets)].transpose(0, 1)
+        seen = visible(offsets.diff(), longest, num_targets, max_attn_len, contextual_len)
+        scores = scores.masked_fill(~seen[:, None], _MASKED)
+    if time_bias is not None and key_times is not None and query_times is not None:
+        passed = padded(query_times)[:, :, None] - padded(key_times)[:, None, :]
+        buckets = bucket(passed, time_bias.shape[1])
+        scores = scores + _TableLookup.apply(time_bias, buckets).transpose(0, 1)  # type: ignore[no-untyped-call]
+    out = (functional.silu(scores) @ padded(v / normalizer).transpose(1, 2)).transpose(1, 2).reshape(batch * longest, *v.shape[1:])
     return torch.cat([out, out.new_zeros(1, *v.shape[1:])]).index_select(0, slot)
 
 
@@ -81,27 +82,47 @@ def causal(position_bias: Tensor | None, longest: int, like: Tensor) -> Tensor:
     return line.unfold(1, longest, 1).flip(1)
 
 
-def time_buckets(offsets: Tensor, key_times: Tensor, query_times: Tensor, count: int, longest: int | None = None) -> Tensor:
-    """Which of `count` logarithmic buckets the time from token j to the question of token i is in: [B, longest, longest] int64.
+def distances(lengths: Tensor, longest: int, num_targets: Tensor | None) -> Tensor:
+    """How far token j stands before token i, [B or 1, longest, longest] int64: 0 where it does not, and all targets share one place."""
+    place = torch.arange(longest, device=lengths.device)[None]
+    if num_targets is not None:
+        place = place.minimum((lengths - num_targets)[:, None])
+    return (place[:, :, None] - place[:, None, :]).clamp(min=0)
 
-    See `bucket`. key_times, query_times: [T] int64 seconds.
+
+def visible(lengths: Tensor, longest: int, num_targets: Tensor | None, max_attn_len: int, contextual_len: int) -> Tensor:
+    """Whether token i sees token j, [B or 1, longest, longest] bool; see `hstu_attention` for the rule. lengths: [B] int64."""
+    token = torch.arange(longest, device=lengths.device)
+    history = lengths if num_targets is None else lengths - num_targets
+    shift = max(contextual_len - 1, 0)
+    # Context tokens share the rank 0, history tokens follow it, and targets share the rank behind the history.
+    rank = (token - shift).clamp(min=0)[None].minimum((history - shift)[:, None])
+    apart = rank[:, :, None] - rank[:, None, :]
+    seen = apart > 0
+    if max_attn_len:
+        seen = seen & (apart <= max_attn_len)
+    if contextual_len:
+        seen = seen | ((rank == 0)[:, :, None] & (token < history[:, None])[:, None, :])
+    return seen | torch.eye(longest, dtype=torch.bool, device=lengths.device)
+
+
+@cache
+def thresholds(count: int) -> tuple[int, ...]:
+    """The first whole second of each of `count` logarithmic buckets: ceil(exp(0.301 b)) for b = 1, 2, ..., and 0 for the first.
+
+    So the bucket of t seconds is floor(ln(max(t, 1)) / 0.301), as in the published implementation of Zhai et al. 2024, and exact. A bucket
+    is 35% longer than the one before, so 64 of them reach five and a half years.
     """
-    batch, longest = offsets.shape[0] - 1, int(offsets.diff().max()) if longest is None else longest
-    slot = slots(offsets, key_times.shape[0], longest)
-
-    def padded(x: Tensor) -> Tensor:
-        return x.new_zeros(batch * longest + 1).index_copy(0, slot, x)[:-1].view(batch, longest)
-
-    return bucket(padded(query_times)[:, :, None] - padded(key_times)[:, None, :], count)
+    return (0, *(min(math.ceil(math.exp(0.301 * b)), 2**62) for b in range(1, count)))
 
 
 def bucket(passed: Tensor, count: int) -> Tensor:
-    """The bucket, 0 to count - 1, of times [...] int64 seconds: floor(ln(max(|t|, 1)) / 0.301), the last one open.
-
-    As in the published implementation of Zhai et al. 2024; 0.301 makes a bucket 35% longer than the one before, so 64 of them reach seven
-    years.
-    """
-    return (passed.abs().clamp(min=1).float().log() / 0.301).long().clamp(max=count - 1)
+    """The bucket, 0 to count - 1, of times [...] int64 seconds, whatever their sign; the last one is open. See `thresholds`."""
+    first = torch.tensor(thresholds(count)[1:], device=passed.device)
+    if torch.compiler.is_exporting():
+        # ONNX has no search in a sorted list.
+        return (passed.abs()[..., None] >= first).sum(-1)
+    return torch.bucketize(passed.abs(), first, right=True)
 
 
 class _TableLookup(torch.autograd.Function):

@@ -1,7 +1,8 @@
-"""The reference attention against its equation written out element by element, and the properties a mask and offsets must have."""
+"""The reference attention against its definition written out element by element, and the properties a mask and offsets must have."""
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -10,84 +11,105 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.hstu_attention import hstu_attention
+from kernels.hstu_attention import bucket, hstu_attention
+from kernels.hstu_attention.reference import thresholds
+from tests.kernels.attention_cases import by_element, case
+
+SEQUENCES = st.lists(st.integers(0, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), min_size=1, max_size=5)
 
 
-def inputs(lengths: list[int], heads: int = 2, dim: int = 3, value_dim: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    total = sum(lengths)
-    return {
-        "q": torch.randn(total, heads, dim, generator=generator),
-        "k": torch.randn(total, heads, dim, generator=generator),
-        "v": torch.randn(total, heads, value_dim, generator=generator),
-        "offsets": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int64),
-        "position_bias": torch.randn(heads, max([1, *lengths]) + 2, generator=generator),
-    }
-
-
-def by_element(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor, position_bias: torch.Tensor, normalizer: float, scale: float
-) -> np.ndarray:
-    out = np.zeros(v.shape)
-    Q, K, V, bias = (x.numpy().astype(np.float64) for x in (q, k, v, position_bias))
-    for start, stop in pairwise(offsets.tolist()):
-        for i in range(start, stop):
-            for j in range(start, i + 1):
-                for h in range(q.shape[1]):
-                    score = scale * Q[i, h] @ K[j, h] + bias[h, i - j]
-                    out[i, h] += score / (1 + np.exp(-score)) * V[j, h] / normalizer
-    return out
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(0, 2**20), st.sampled_from([1.0, 0.5]))
-def test_equals_the_equation_element_by_element(lengths: list[int], seed: int, scale: float) -> None:
-    case = inputs(lengths, seed=seed)
-    out = hstu_attention(**case, normalizer=7.0, scale=scale)
-    np.testing.assert_allclose(out.numpy(), by_element(**case, normalizer=7.0, scale=scale), rtol=1e-4, atol=1e-5)
+@settings(max_examples=60, deadline=None)
+@given(
+    SEQUENCES,
+    st.integers(0, 2**20),
+    st.sampled_from([1.0, 0.5]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 4),
+    st.integers(0, 3),
+    st.integers(0, 3),
+)
+def test_equals_the_definition(
+    sequences: list[tuple[int, int]], seed: int, alpha: float, targets: bool, times: bool, window: int, context: int, padding: int
+) -> None:
+    lengths = [n for n, _ in sequences]
+    # Targets stand behind the context.
+    asked = [min(t, max(n - context, 0)) for n, t in sequences] if targets else None
+    given_ = case(
+        lengths, targets=asked, times=times, seed=seed, alpha=alpha, normalizer=7.0,
+        max_attn_len=window, contextual_len=context, padding=padding, strided=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(hstu_attention(**given_).numpy(), by_element(**given_), rtol=1e-4, atol=1e-5)
 
 
 def test_no_bias_is_a_bias_of_zero() -> None:
-    case = inputs([5, 0, 1])
-    zero = hstu_attention(**case | {"position_bias": torch.zeros(2, 5)}, normalizer=5)
-    torch.testing.assert_close(hstu_attention(**case | {"position_bias": None}, normalizer=5), zero)
+    plain = case([5, 0, 1], position=False)
+    zero = hstu_attention(**plain, position_bias=torch.zeros(2, 7))
+    torch.testing.assert_close(hstu_attention(**plain), zero)
+
+
+def test_the_normalizer_is_the_longest_length_allowed_unless_given() -> None:
+    given_ = case([4, 2])
+    torch.testing.assert_close(hstu_attention(**given_), hstu_attention(**given_, normalizer=6.0))
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_a_later_token_changes_no_earlier_output(name: str) -> None:
-    case = inputs([6, 4])
-    before = hstu_attention(**case, normalizer=6)
-    case[name] = case[name].clone()
-    case[name][4] += 100
-    after = hstu_attention(**case, normalizer=6)
+    given_ = case([6, 4])
+    before = hstu_attention(**given_)
+    given_[name] = given_[name].clone()
+    given_[name][4] += 100
+    after = hstu_attention(**given_)
     assert torch.equal(after[:4], before[:4])
     assert torch.equal(after[6:], before[6:])
     assert not torch.equal(after[4], before[4])
 
 
+def test_targets_do_not_depend_on_each_other() -> None:
+    given_ = case([7, 5], targets=[3, 2], times=True)
+    before = hstu_attention(**given_)
+    swap = torch.tensor([0, 1, 2, 3, 6, 5, 4, 7, 8, 9, 11, 10])
+    swapped = {n: given_[n][swap] for n in ("q", "k", "v", "key_times", "query_times")}
+    torch.testing.assert_close(hstu_attention(**given_ | swapped), before[swap])
+
+
 def test_batching_changes_nothing() -> None:
-    case = inputs([7, 1, 0, 3])
-    together = hstu_attention(**case, normalizer=8)
-    bounds = case["offsets"].tolist()
-    for start, stop in pairwise(bounds):
-        alone = {n: case[n][start:stop] for n in "qkv"} | {
-            "offsets": torch.tensor([0, stop - start]),
-            "position_bias": case["position_bias"],
-        }
-        torch.testing.assert_close(hstu_attention(**alone, normalizer=8), together[start:stop])
+    given_ = case([7, 1, 0, 3])
+    together = hstu_attention(**given_)
+    for start, stop in pairwise(given_["offsets"].tolist()):
+        alone = given_ | {n: given_[n][start:stop] for n in "qkv"} | {"offsets": torch.tensor([0, stop - start])}
+        torch.testing.assert_close(hstu_attention(**alone), together[start:stop])
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
-    case = {n: t if n == "offsets" else t.double().requires_grad_() for n, t in inputs([3, 0, 4, 1]).items()}
-    call = lambda q, k, v, bias: hstu_attention(q, k, v, case["offsets"], 4.0, bias, 0.7)  # noqa: E731
-    assert torch.autograd.gradcheck(call, (case["q"], case["k"], case["v"], case["position_bias"]))
+    given_ = case([3, 0, 4, 1], times=True, targets=[1, 0, 2, 0], dtype=torch.float64)
+    names = ["q", "k", "v", "position_bias", "time_bias"]
+    inputs = tuple(given_[n].double().requires_grad_() for n in names)
+    assert torch.autograd.gradcheck(lambda *x: hstu_attention(**given_ | dict(zip(names, x, strict=True))), inputs)
 
 
 def test_no_tokens_at_all() -> None:
-    assert hstu_attention(**inputs([0, 0]), normalizer=4).shape == (0, 2, 4)
+    assert hstu_attention(**case([0, 0])).shape == (0, 2, 4)
 
 
 def test_a_bias_too_short_is_refused() -> None:
-    case = inputs([5])
-    with pytest.raises(ValueError, match="covers 4 positions, the longest sequence has 5"):
-        hstu_attention(**case | {"position_bias": torch.zeros(2, 4)}, normalizer=5)
+    with pytest.raises(ValueError, match="covers 4 distances and max_seq_len is 7"):
+        hstu_attention(**case([5]) | {"position_bias": torch.zeros(2, 4)})
+
+
+def test_times_without_a_bias_for_them_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs key_times"):
+        hstu_attention(**case([5], times=True) | {"query_times": None})
+
+
+@given(st.integers(0, 2**40))
+def test_buckets_are_logarithms_rounded_down(seconds: int) -> None:
+    expected = min(math.floor(math.log(max(seconds, 1)) / 0.301), 63)
+    assert bucket(torch.tensor([seconds, -seconds]), 64).tolist() == [expected, expected]
+
+
+def test_a_bucket_starts_at_its_threshold() -> None:
+    first = torch.tensor(thresholds(64)[1:])
+    # Buckets of less than a second's width, at the start, hold nothing.
+    wide = first[first.diff(prepend=torch.tensor([0])) > 0]
+    assert (bucket(wide, 64) == bucket(wide - 1, 64)).sum() == 0

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.hstu_attention import hstu_attention
-from kernels.hstu_attention.reference import bucket, slots
+from kernels.hstu_attention import bucket
+from kernels.hstu_attention.reference import slots
 from recsys_core.models.hstu.network import HSTUBlock, HSTUNetwork
 from recsys_core.sequence.batch import SequenceBatch
 
@@ -40,16 +40,12 @@ class HistoryCache:
             padded = values.new_zeros(self.size * self.longest + 1, *values.shape[1:]).index_copy(0, slot, values)
             return padded[:-1].view(self.size, self.longest, *values.shape[1:])
 
-        buckets = network.buckets(offsets, times, asked, self.longest)
+        layout = network.layout(offsets, self.longest, times, asked)
         for block in network.blocks:
             assert isinstance(block, HSTUBlock)
             u, v, q, k = block.project(x)
             self.tables.append((table(k).transpose(1, 2), table(v).transpose(1, 2)))
-            attended = hstu_attention(
-                q, k, v, offsets, block.length, block.position_bias,
-                time_bias=block.time_bias, buckets=buckets, longest=self.longest,
-            )  # fmt: skip
-            x = block.close(x, attended.flatten(1), u)
+            x = block.close(x, block.attend(q, k, v, layout).flatten(1), u)
         place = torch.arange(self.longest, device=x.device)
         # The candidate stands at place `length`, so a token at place j is length - j before it.
         self.distance = (self.lengths[:, None] - place).clamp(min=0)

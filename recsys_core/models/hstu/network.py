@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kernels.hstu_attention import hstu_attention, time_buckets
+from kernels.hstu_attention import hstu_attention
 from kernels.hstu_attention.reference import slots
 from recsys_core.models.hstu.config import HSTUConfig
 from recsys_core.sequence.batch import SequenceBatch
@@ -19,11 +19,13 @@ from recsys_core.sequence.recommender import SequenceNetwork
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What all layers share of a batch. offsets: [B + 1] int64; longest: a bound on a sequence, or None; buckets: [B, L, L] or None."""
+    """What all layers share of a batch. offsets: [B + 1] int64; longest: a bound on a sequence's tokens; times: [T] int64 seconds of each
+    token, and asked: [T], from when on their age counts; both None for a model without time."""
 
     offsets: Tensor
-    longest: int | None
-    buckets: Tensor | None
+    longest: int
+    times: Tensor | None = None
+    asked: Tensor | None = None
 
 
 class HSTUBlock(nn.Module):
@@ -52,11 +54,14 @@ class HSTUBlock(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         u, v, q, k = self.project(x)
-        attended = hstu_attention(
-            q, k, v, layout.offsets, self.length, self.position_bias.to(q.dtype),
-            time_bias=self.time_bias, buckets=layout.buckets, longest=layout.longest,
+        return self.close(x, self.attend(q, k, v, layout).flatten(1), u)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        """What each token [T, H, dim / H] takes from those it sees."""
+        return hstu_attention(
+            q, k, v, layout.offsets, max_seq_len=layout.longest, normalizer=self.length, position_bias=self.position_bias.to(q.dtype),
+            time_bias=self.time_bias, key_times=layout.times, query_times=layout.asked,
         )  # fmt: skip
-        return self.close(x, attended.flatten(1), u)
 
 
 class HSTUNetwork(SequenceNetwork):
@@ -86,23 +91,19 @@ class HSTUNetwork(SequenceNetwork):
 
     def run(self, x: Tensor, offsets: Tensor, longest: int, times: Tensor | None, asked: Tensor | None) -> Tensor:
         """States [T, dim] of token vectors [T, dim]; times: [T] of each token, asked: [T] when what follows it happens."""
-        # Asking a GPU for the longest sequence would wait for it; asking the processor costs nothing.
-        bound = None if x.device.type == "cpu" and not torch.compiler.is_exporting() else longest
         if self.places is not None:
             x = x + self.places[slots(offsets, x.shape[0], longest) % longest]
         x = self.dropout(x)
-        layout = Layout(offsets, bound, self.buckets(offsets, times, asked, bound))
+        layout = self.layout(offsets, longest, times, asked)
         for block in self.blocks:
             x = block(x, layout)
         return x
 
-    def buckets(self, offsets: Tensor, times: Tensor | None, asked: Tensor | None, longest: int | None) -> Tensor | None:
-        """Time buckets of all pairs of tokens, or None for a model without time."""
+    def layout(self, offsets: Tensor, longest: int, times: Tensor | None, asked: Tensor | None) -> Layout:
+        """What the layers are told of a batch, by `config.time`."""
         if self.config.time == "none":
-            return None
-        assert times is not None
-        assert asked is not None
-        return time_buckets(offsets, times, asked if self.config.time == "target" else times, self.config.time_buckets, longest)
+            return Layout(offsets, longest)
+        return Layout(offsets, longest, times, asked if self.config.time == "target" else times)
 
     def interleaved(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """Retrieval states [T, dim], which predict the items, and ranking states [T, dim], which predict their ratings.

@@ -1,0 +1,76 @@
+"""The public function: what it computes, what it refuses, and which implementation runs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kernels.hstu_attention.reference import attend
+
+
+def hstu_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    *,
+    max_seq_len: int,
+    alpha: float = 1.0,
+    normalizer: float | None = None,
+    num_targets: Tensor | None = None,
+    max_attn_len: int = 0,
+    contextual_len: int = 0,
+    position_bias: Tensor | None = None,
+    time_bias: Tensor | None = None,
+    key_times: Tensor | None = None,
+    query_times: Tensor | None = None,
+) -> Tensor:
+    """Causal attention whose weights are silu(score) / N in place of a softmax (Zhai et al. 2024, arXiv 2402.17152, equation 2).
+
+    For token i of a sequence and head h, over the tokens j of the same sequence that i sees:
+
+        score = alpha * <q[i, h], k[j, h]> + position_bias[h, distance(i, j)] + time_bias[h, bucket(query_times[i] - key_times[j])]
+        out[i, h] = sum_j silu(score) * v[j, h] / normalizer
+
+    q, k: [T, H, D]; v: [T, H, E], of one floating type, with any strides; offsets: [B + 1] int64, sequence b is rows offsets[b] to
+    offsets[b + 1], which may be none, and rows from offsets[B] on are padding, whose output is 0; max_seq_len: at least the longest
+    sequence's tokens; normalizer: the N of the paper, max_seq_len by default; one constant for all sequences, so that how they are batched
+    changes nothing.
+
+    Who sees whom. Token i sees itself and the tokens before it. num_targets: [B] int64, the last tokens of each sequence, which are
+    candidates: each sees the history and itself, and nobody sees it. max_attn_len: how far back a token sees, 0 for all the way, counted
+    in tokens of history, where the contextual tokens count as one and so do the targets. contextual_len: the first tokens of each
+    sequence, which describe the user: they see each other and the whole history.
+
+    Biases. position_bias: [H, M], M at least max_seq_len; distance is i - j, 0 where j comes later, and all targets stand at the place
+    right behind the history. time_bias: [H, K] with key_times and query_times: [T] int64 seconds; bucket is
+    floor(ln(max(|t|, 1)) / 0.301), at most K - 1, as in the published implementation. Returns [T, H, E]. Differentiable in q, k, v and
+    both biases. Raises ValueError for shapes that do not fit.
+    """
+    _check(q, k, v, offsets, max_seq_len, position_bias, time_bias, key_times, query_times)
+    return attend(
+        q, k, v, offsets, max_seq_len, alpha, float(max_seq_len if normalizer is None else normalizer),
+        num_targets, max_attn_len, contextual_len, position_bias, time_bias, key_times, query_times,
+    )  # fmt: skip
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    max_seq_len: int,
+    position_bias: Tensor | None,
+    time_bias: Tensor | None,
+    key_times: Tensor | None,
+    query_times: Tensor | None,
+) -> None:
+    if q.shape != k.shape or q.shape[:2] != v.shape[:2]:
+        raise ValueError(f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}: q and k need one shape [T, H, D], v needs [T, H, E]")
+    if offsets.ndim != 1 or offsets.shape[0] < 1:
+        raise ValueError(f"offsets {list(offsets.shape)} need the shape [B + 1]")
+    if position_bias is not None and position_bias.shape[1] < max_seq_len:
+        raise ValueError(
+            f"position_bias covers {position_bias.shape[1]} distances and max_seq_len is {max_seq_len}; give one for each distance"
+        )
+    if time_bias is not None and (key_times is None or query_times is None):
+        raise ValueError("time_bias needs key_times and query_times, [T] int64 seconds")
