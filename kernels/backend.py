@@ -16,8 +16,6 @@ Backend = Literal["auto", "triton", "reference"]
 
 _chosen: ContextVar[Backend | None] = ContextVar("kernels", default=None)
 _INSTALLED = importlib.util.find_spec("triton") is not None
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton runs kernels in its interpreter, on a processor: for tests."""
 
 
 @contextmanager
@@ -46,7 +44,9 @@ def compiled(like: Tensor) -> bool:
     asked = chosen()
     if asked == "reference":
         return False
-    able = _INSTALLED and (like.device.type == "cuda" or INTERPRETED)
+    # Triton's interpreter runs kernels on a processor: for tests.
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    able = _INSTALLED and (like.device.type == "cuda" or interpreted)
     if asked == "triton" and not able:
         lack = f"the tensors are on {like.device}; move them to a GPU" if _INSTALLED else "Triton is missing; install the extra kernels"
         raise RuntimeError(f"the Triton kernels were asked for, but {lack}")
