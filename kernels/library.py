@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-_LIBRARY = torch.library.Library("workbench", "FRAGMENT")
+_LIBRARY = torch.library.Library("workbench", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 def operator(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,9 +18,9 @@ def operator(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> 
     `torch.library.register_autograd("workbench::name", backward, setup_context=...)`, where it calls an operator of its own.
     """
     name = schema[: schema.index("(")]
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
     for device in ("CUDA", "CPU"):
-        _LIBRARY.impl(name, run, device)
+        _LIBRARY.impl(name, run, device)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"workbench::{name}", fake, lib=_LIBRARY)
     found: Callable[..., Any] = getattr(torch.ops.workbench, name).default
     return found
