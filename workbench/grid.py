@@ -93,8 +93,12 @@ def run_grid(
         else:
             report(cell, 0.0, "starting")
             found.append(_run(store, cell, settings, name, partial(report, cell), checkpoints))
+            if found[-1].error:
+                report(cell, 1.0, f"failed: {found[-1].error}")
             finished += 1
-    progress(1.0, f"{len(open_)} cells done, {len(cells) - len(open_)} were in the store")
+    failed = sum(1 for cell in found if cell.error)
+    trouble = f", {failed} failed and will be tried again by the next call" if failed else ""
+    progress(1.0, f"{len(open_) - failed} cells done, {len(cells) - len(open_)} were in the store{trouble}")
     return found
 
 

@@ -106,23 +106,19 @@ def visible(lengths: Tensor, longest: int, num_targets: Tensor | None, max_attn_
     return seen | torch.eye(longest, dtype=torch.bool, device=lengths.device)
 
 
+def bucket(passed: Tensor, count: int) -> Tensor:
+    """The bucket, 0 to count - 1, of times [...] int64 seconds, whatever their sign: floor(ln(max(|t|, 1)) / 0.301), the last one open.
+
+    As in the published implementation of Zhai et al. 2024; 0.301 makes a bucket 35% longer than the one before, so 64 of them reach five
+    and a half years. In float64, so that it is the same number everywhere.
+    """
+    return (passed.abs().clamp(min=1).double().log() / 0.301).long().clamp(max=count - 1)
+
+
 @cache
 def thresholds(count: int) -> tuple[int, ...]:
-    """The first whole second of each of `count` logarithmic buckets: ceil(exp(0.301 b)) for b = 1, 2, ..., and 0 for the first.
-
-    So the bucket of t seconds is floor(ln(max(t, 1)) / 0.301), as in the published implementation of Zhai et al. 2024, and exact. A bucket
-    is 35% longer than the one before, so 64 of them reach five and a half years.
-    """
+    """The first whole second of each of `count` buckets: 0, then ceil(exp(0.301 b)), for kernels that compare instead of computing."""
     return (0, *(min(math.ceil(math.exp(0.301 * b)), 2**62) for b in range(1, count)))
-
-
-def bucket(passed: Tensor, count: int) -> Tensor:
-    """The bucket, 0 to count - 1, of times [...] int64 seconds, whatever their sign; the last one is open. See `thresholds`."""
-    first = torch.tensor(thresholds(count)[1:], device=passed.device)
-    if torch.compiler.is_exporting():
-        # ONNX has no search in a sorted list.
-        return (passed.abs()[..., None] >= first).sum(-1)
-    return torch.bucketize(passed.abs(), first, right=True)
 
 
 class _TableLookup(torch.autograd.Function):

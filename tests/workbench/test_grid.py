@@ -141,8 +141,11 @@ def test_fitting_is_given_validation_device_and_folder(store: Store, log_file: P
 
 def test_a_failed_cell_is_recorded_and_tried_again_while_others_go_on(store: Store, log_file: Path) -> None:
     diverging = GridModel(name="grid-probe", config={"fail": 0})
-    cells = run_grid(grid(log_file, diverging, GridModel(name="ease")), store)
+    said: list[str] = []
+    cells = run_grid(grid(log_file, diverging, GridModel(name="ease")), store, lambda share, text: said.append(text))
     assert [bool(c.error) for c in cells] == [True, False, False]
+    assert any(f"failed: {cells[0].error}" in text for text in said)
+    assert said[-1] == "2 cells done, 0 were in the store, 1 failed and will be tried again by the next call"
     assert "NaN" in cells[0].error
     assert "\n" not in cells[0].error
     assert (store.run(cells[0].run).status, store.run(cells[0].run).message) == ("failed", cells[0].error)
