@@ -14,6 +14,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kernels.backend import compiled
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.sampled_softmax import sampled_softmax
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.features import Features
 from recsys_core.data.jagged import Jagged
@@ -228,6 +231,8 @@ class SequenceLearner(Learner[SequenceBatch]):
 
     def loss(self, states: Tensor, targets: Tensor, real: Tensor) -> Tensor:
         """The sum of the losses of positions that are real, bool [T], a scalar."""
+        if self.config.loss == "softmax" and self.config.sampling != "in-batch" and compiled(states):
+            return self._fused(states, targets, real).sum()
         if self.config.sampling == "all":
             items = similarity_vectors(self.config, self.network.embedding.items())
             return softmax_sum(similarity_scale(self.config, states), targets, items, real)
@@ -241,7 +246,7 @@ class SequenceLearner(Learner[SequenceBatch]):
             return full_softmax(states, targets, similarity_vectors(config, embedding.items()))
         positive = (states * similarity_vectors(config, embedding.items(targets))).sum(1)
         if config.sampling == "shared":
-            drawn = distinct_uniform(self.n_items, config.negatives, states.device)
+            drawn = self._drawn(len(states), states.device)
             vectors = similarity_vectors(config, embedding.items(drawn))
             if config.loss == "softmax":
                 # A table of all items, where torch.isin would sort and, on a GPU, wait.
@@ -250,7 +255,7 @@ class SequenceLearner(Learner[SequenceBatch]):
             hit = targets[:, None] == drawn
             return self._sampled(positive, states @ vectors.T, hit)
         if config.sampling == "uniform":
-            drawn = torch.randint(self.n_items, (len(states), config.negatives), device=states.device)
+            drawn = self._drawn(len(states), states.device)
             vectors = similarity_vectors(config, embedding.items(drawn.flatten())).view(*drawn.shape, -1)
             return self._sampled(positive, torch.einsum("td,tnd->tn", states, vectors), drawn == targets[:, None])
         places = torch.rand(config.negatives, device=states.device) * (len(targets) if count is None else count)
@@ -260,6 +265,20 @@ class SequenceLearner(Learner[SequenceBatch]):
         if config.loss == "softmax":
             scores = log_q(scores, self.get_buffer("log_frequency")[drawn])
         return self._sampled(positive, scores, targets[:, None] == drawn)
+
+    def _fused(self, states: Tensor, targets: Tensor, real: Tensor) -> Tensor:
+        """The softmax losses [T] float32 by kernels that write no table of scores or of gathered vectors; 0 where not real."""
+        config, items = self.config, self.network.embedding.items()
+        if config.sampling == "all":
+            return linear_cross_entropy(similarity_scale(config, states), targets, similarity_vectors(config, items), valid=real)
+        drawn = self._drawn(len(states), states.device)
+        return sampled_softmax(states, targets, drawn, items, temperature=config.temperature, similarity=config.similarity, valid=real)
+
+    def _drawn(self, positions: int, device: torch.device) -> Tensor:
+        """Negatives drawn uniformly: distinct ones [N] that all positions share, or [T, N] of each position's own."""
+        if self.config.sampling == "shared":
+            return distinct_uniform(self.n_items, self.config.negatives, device)
+        return torch.randint(self.n_items, (positions, self.config.negatives), device=device)
 
     def _sampled(self, positive: Tensor, negative: Tensor, hit: Tensor) -> Tensor:
         share = min(self.config.negatives / max(self.n_items - 1, 1), 1.0)

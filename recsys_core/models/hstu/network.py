@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from kernels.backend import compiled
 from kernels.hstu_attention import hstu_attention
 from kernels.hstu_attention.reference import slots
+from kernels.hstu_output import hstu_output
+from kernels.uvqk import uvqk
 from recsys_core.models.hstu.config import HSTUConfig
 from recsys_core.sequence.batch import SequenceBatch
 from recsys_core.sequence.dropout import Dropout
@@ -43,23 +45,29 @@ class HSTUBlock(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """u [T, dim], and v, q, k [T, H, dim / H], of tokens [T, dim]."""
-        u, v, q, k = functional.silu(self.uvqk(self.norm_in(x))).chunk(4, dim=1)
-        v, q, k = (t.view(t.shape[0], self.heads, t.shape[1] // self.heads) for t in (v, q, k))
-        return u, v, q, k
+        dim, norm, linear = x.shape[1] // self.heads, self.norm_in, self.uvqk
+        return uvqk(x, norm.weight, norm.bias, linear.weight, linear.bias, heads=self.heads, dim_qk=dim, dim_v=dim, eps=norm.eps)
 
-    def close(self, x: Tensor, attended: Tensor, u: Tensor) -> Tensor:
-        """The layer's output [T, dim] of its input, what was attended to and the gate."""
-        update: Tensor = self.out(self.dropout(self.norm_out(attended) * u))
-        return x + update
+    def close(self, x: Tensor, attended: Tensor, u: Tensor, seed: Tensor | None = None) -> Tensor:
+        """The layer's output [T, dim] of its input, what was attended to and the gate; seed: of dropout, one int64, drawn if missing."""
+        norm, linear, share = self.norm_out, self.out, self.dropout.share
+        if not compiled(x):
+            # Cheaper masks on a processor than those that the kernels draw.
+            update: Tensor = linear(self.dropout(norm(attended) * u))
+            return x + update
+        return hstu_output(
+            attended, u, x, norm.weight, norm.bias, linear.weight, linear.bias,
+            dropout=share, training=self.training, seed=seed, eps=norm.eps,
+        )  # fmt: skip
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, seed: Tensor | None = None) -> Tensor:
         u, v, q, k = self.project(x)
-        return self.close(x, self.attend(q, k, v, layout).flatten(1), u)
+        return self.close(x, self.attend(q, k, v, layout).flatten(1), u, seed)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         """What each token [T, H, dim / H] takes from those it sees."""
         return hstu_attention(
-            q, k, v, layout.offsets, max_seq_len=layout.longest, normalizer=self.length, position_bias=self.position_bias.to(q.dtype),
+            q, k, v, layout.offsets, max_seq_len=layout.longest, normalizer=self.length, position_bias=self.position_bias,
             time_bias=self.time_bias, key_times=layout.times, query_times=layout.asked,
         )  # fmt: skip
 
@@ -95,8 +103,11 @@ class HSTUNetwork(SequenceNetwork):
             x = x + self.places[slots(offsets, x.shape[0], longest) % longest]
         x = self.dropout(x)
         layout = self.layout(offsets, longest, times, asked)
-        for block in self.blocks:
-            x = block(x, layout)
+        count = len(self.blocks)
+        # One draw for the masks of all layers.
+        seeds = torch.randint(2**63 - 1, (count,), device=x.device) if self.training and compiled(x) else [None] * count
+        for block, seed in zip(self.blocks, seeds, strict=True):
+            x = block(x, layout, seed)
         return x
 
     def layout(self, offsets: Tensor, longest: int, times: Tensor | None, asked: Tensor | None) -> Layout:

@@ -1,0 +1,111 @@
+"""HSTU attention: uniform and ragged lengths, with and without biases, beside PyTorch's softmax attention and the PyTorch reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.kernels.cases import Case, benchmark, bounds, normal
+from kernels.backend import use
+from kernels.hstu_attention import hstu_attention
+
+HEADS, BATCH = 4, 32
+SQUARES = [(128, 256), (128, 512), (128, 1024), (128, 2048), (128, 4096), (128, 8192), (64, 2048)]
+"""Width of a head and tokens of a sequence. FLOPs count half the square: 2 * B * H * N ** 2 * D forward, 2.5 times as many backward."""
+
+
+def zipf_lengths(batch: int, longest: int, seed: int = 0) -> list[int]:
+    """Lengths by a power law, the longest `longest`, on average about a quarter of it."""
+    rank = np.arange(1, batch + 1)
+    share = min((rank**-power for power in np.linspace(0, 2, 201)), key=lambda share: abs(share.mean() - 0.25))
+    lengths = (longest * share).round().clip(1)
+    return [int(n) for n in np.random.default_rng(seed).permutation(lengths)]
+
+
+def flops(lengths: list[int], dim: int, heads: int = HEADS) -> float:
+    """Of the forward pass: two products over half of each sequence's square."""
+    return sum(2.0 * heads * n * n * dim for n in lengths)
+
+
+def attention(
+    lengths: list[int],
+    dim: int,
+    heads: int = HEADS,
+    *,
+    position: bool = False,
+    times: bool = False,
+    backend: str = "triton",
+    width: int = 0,
+) -> Callable[[], tuple[Callable[[], Tensor], list[Tensor]]]:
+    """Prepares a pass of ours; q, k, v are views of one projection, as in a layer."""
+
+    def prepare() -> tuple[Callable[[], Tensor], list[Tensor]]:
+        tokens, longest = sum(lengths), max(lengths)
+        projected = normal(tokens, 3, heads, dim)
+        q, k, v = projected.unbind(1)
+        more: dict[str, Any] = {}
+        learned = [projected]
+        if position:
+            more["position_bias"] = normal(heads, longest, dtype=torch.float32)
+            learned.append(more["position_bias"])
+        if times:
+            # A fifth of the gaps are days, the others minutes.
+            gap = torch.randint(1, 600, (tokens,), device="cuda") * torch.where(torch.rand(tokens, device="cuda") < 0.2, 300, 1)
+            more["key_times"] = gap.cumsum(0)
+            more["query_times"] = more["key_times"] + 30
+            more["time_bias"] = normal(heads, 64, dtype=torch.float32)
+            learned.append(more["time_bias"])
+        offsets = bounds(lengths)
+
+        def run() -> Tensor:
+            with use(backend):  # type: ignore[arg-type]
+                return hstu_attention(q, k, v, offsets, max_seq_len=longest, alpha=dim**-0.5, **more)
+
+        return run, learned
+
+    return prepare
+
+
+def softmax_attention(length: int, dim: int) -> Callable[[], tuple[Callable[[], Tensor], list[Tensor]]]:
+    """Prepares PyTorch's causal softmax attention, which computes more: a row maximum and sum."""
+
+    def prepare() -> tuple[Callable[[], Tensor], list[Tensor]]:
+        q, k, v = (normal(BATCH, HEADS, length, dim) for _ in range(3))
+        return lambda: functional.scaled_dot_product_attention(q, k, v, is_causal=True), [q, k, v]
+
+    return prepare
+
+
+@benchmark("hstu_attention")
+def cases() -> Iterator[Case]:
+    def case(shape: str, by: str, prepare: Any, lengths: list[int], dim: int, heads: int = HEADS) -> Case:
+        forward, tokens = flops(lengths, dim, heads), sum(lengths)
+        size = 2.0 * tokens * heads * dim
+        return Case("hstu_attention", shape, by, prepare, forward, 2.5 * forward, 4 * size, 7 * size)
+
+    for dim, length in SQUARES:
+        lengths = [length] * BATCH
+        shape = f"D={dim} N={length}"
+        yield case(shape, "kernels", attention(lengths, dim), lengths, dim)
+        yield case(shape, "softmax, PyTorch", softmax_attention(length, dim), lengths, dim)
+        if length <= 1024:
+            yield case(shape, "PyTorch", attention(lengths, dim, backend="reference"), lengths, dim)
+    for length in (1024, 4096):
+        lengths = zipf_lengths(128, length)
+        yield case(f"D=128 N<={length}, Zipf, mean {np.mean(lengths):.0f}", "kernels", attention(lengths, 128), lengths, 128)
+    for dim, length in ((128, 1024), (128, 4096), (64, 2048)):
+        lengths = [length] * BATCH
+        shape = f"D={dim} N={length}"
+        yield case(f"{shape}, position", "kernels", attention(lengths, dim, position=True), lengths, dim)
+        yield case(f"{shape}, position and time", "kernels", attention(lengths, dim, position=True, times=True), lengths, dim)
+    lengths = zipf_lengths(128, 200)
+    for backend, name in (("triton", "kernels"), ("reference", "PyTorch")):
+        yield case(
+            "H=1 D=50 N<=200, position and time", name,
+            attention(lengths, 50, 1, position=True, times=True, backend=backend), lengths, 50, 1,
+        )  # fmt: skip
