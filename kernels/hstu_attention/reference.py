@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# silu and its derivative are exactly 0 here in float32 and bfloat16, so one addition both biases and masks; -inf would give NaN.
-_MASKED = -1e30
+# silu and its derivative are exactly 0 here in every type, so one addition both biases and masks; -inf would give NaN.
+_MASKED = -3e4
 # Gradients of a time table are summed in this many copies first, so that few threads add to the same number at once.
 _COPIES = 256
 
@@ -34,6 +34,8 @@ def attend(
     """`kernels.hstu_attention.hstu_attention`, by tables [B, H, L, L]; memory O(B * H * max_seq_len ** 2)."""
     if q.shape[0] == 0:
         return torch.zeros_like(v)
+    position_bias = None if position_bias is None else position_bias.to(q.dtype)
+    time_bias = None if time_bias is None else time_bias.to(q.dtype)
     longest = max_seq_len
     if q.device.type == "cpu" and not torch.compiler.is_exporting():
         # Asking a GPU for the longest sequence would wait for it; asking the processor costs nothing.
@@ -96,7 +98,7 @@ def visible(lengths: Tensor, longest: int, num_targets: Tensor | None, max_attn_
     history = lengths if num_targets is None else lengths - num_targets
     shift = max(contextual_len - 1, 0)
     # Context tokens share the rank 0, history tokens follow it, and targets share the rank behind the history.
-    rank = (token - shift).clamp(min=0)[None].minimum((history - shift)[:, None])
+    rank = (token - shift).clamp(min=0)[None].minimum((history - shift).clamp(min=0)[:, None])
     apart = rank[:, :, None] - rank[:, None, :]
     seen = apart > 0
     if max_attn_len:
