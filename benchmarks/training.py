@@ -6,6 +6,7 @@ epoch, which records the CUDA graph and translates, is left out; the rest are gi
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections import defaultdict
 from statistics import median
@@ -17,19 +18,28 @@ from torch.profiler import ProfilerActivity, profile
 
 import recsys_core
 from benchmarks.common import arguments, report
+from kernels.backend import use
 from recsys_core.data import Dataset, load_dataset
+from recsys_core.progress import Progress, silent
 from recsys_core.recommender import FitOptions
 from recsys_core.training import Trainer
+from recsys_core.training.journal import EpochReport
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "float32, kernel by kernel": {"capture": False},
-    "float32": {},
-    "bfloat16": {"precision": "bfloat16"},
-    "bfloat16, compiled": {"precision": "bfloat16", "compile": True},
-    "bfloat16, own negatives a position": {"precision": "bfloat16", "sampling": "uniform"},
-    "bfloat16, compiled, own negatives a position": {"precision": "bfloat16", "compile": True, "sampling": "uniform"},
-    "bfloat16, windows of everything": {"precision": "bfloat16", "windows": "all"},
+    "PyTorch, float32, no CUDA graph": {"kernels": "reference", "capture": False},
+    "PyTorch, float32": {"kernels": "reference"},
+    "PyTorch, bfloat16": {"kernels": "reference", "precision": "bfloat16"},
+    "PyTorch, bfloat16, compiled": {"kernels": "reference", "precision": "bfloat16", "compile": True},
+    "PyTorch, bfloat16, own negatives": {"kernels": "reference", "precision": "bfloat16", "sampling": "uniform"},
+    "PyTorch, bfloat16, large": {"kernels": "reference", "precision": "bfloat16", "size": "large"},
+    "kernels, float32": {},
+    "kernels, bfloat16, no CUDA graph": {"precision": "bfloat16", "capture": False},
+    "kernels, bfloat16": {"precision": "bfloat16"},
+    "kernels, bfloat16, own negatives": {"precision": "bfloat16", "sampling": "uniform"},
+    "kernels, bfloat16, large": {"precision": "bfloat16", "size": "large"},
+    "kernels, bfloat16, windows of everything": {"precision": "bfloat16", "windows": "all"},
 }
+"""Settings of HSTU, and `kernels`, the backend; by default the GPU kernels."""
 GROUPS = {
     "matrix products": ("gemm", "cutlass", "xmma", "nvjet"),
     "optimizer": ("adam", "multi_tensor"),
@@ -41,9 +51,9 @@ GROUPS = {
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--variants", default="", help="names, separated by |; default all")
-    parser.add_argument("--profile", default="bfloat16", help="the variant whose kernels are listed, empty for none")
+    parser.add_argument("--profile", default="kernels, bfloat16", help="the variant whose kernels are listed, empty for none")
     options = parser.parse_args()
     dataset = load_dataset("ml-1m-sequences")
     wanted = options.variants.split("|")
@@ -61,22 +71,43 @@ def main() -> None:
         where(dataset, VARIANTS[options.profile])
 
 
-def trained(dataset: Dataset, epochs: int, config: dict[str, Any]) -> list[Any]:
+def trained(dataset: Dataset, epochs: int, config: dict[str, Any], progress: Progress = silent) -> list[EpochReport]:
     """The reports of the epochs of one training."""
-    model = recsys_core.create(
-        "hstu",
-        **{"size": "base", "batch_size": 128, "negatives": 128, "learning_rate": 1e-3, "windows": "latest", "epochs": epochs, **config},
-    )
+    given = {k: v for k, v in config.items() if k != "kernels"}
+    base = {"size": "base", "batch_size": 128, "negatives": 128, "learning_rate": 1e-3, "windows": "latest", "epochs": epochs}
+    model = recsys_core.create("hstu", **{**base, **given})
     torch.manual_seed(0)
     model.items, model.n_users = dataset.items, len(dataset.users)
     model._initialize(dataset)  # type: ignore[attr-defined]
-    return Trainer(model._learner(dataset), model.config, FitOptions(), lambda share, text: None).run()  # type: ignore[attr-defined, arg-type]
+    with use(config.get("kernels", "auto")):
+        return Trainer(model._learner(dataset), model.config, FitOptions(), progress).run()  # type: ignore[attr-defined, arg-type]
+
+
+class Utilization:
+    """The share of time, percent, in which nvidia-smi sees a kernel run, sampled from the end of the first epoch on."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+
+    def __call__(self, share: float, text: str) -> None:
+        if self.process is None and "loss" in text and torch.cuda.is_available():
+            asked = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
+            self.process = subprocess.Popen(asked, stdout=subprocess.PIPE, text=True)
+
+    def mean(self) -> float:
+        """The mean of the samples but the first two, which look back at the first epoch."""
+        if self.process is None:
+            return float("nan")
+        self.process.terminate()
+        samples = [float(line) for line in self.process.communicate()[0].split()][2:]
+        return sum(samples) / len(samples) if samples else float("nan")
 
 
 def measure(name: str, dataset: Dataset, epochs: int, config: dict[str, Any]) -> dict[str, Any]:
     """One row of the table."""
     start = time.perf_counter()
-    reports = trained(dataset, epochs, config)
+    watched = Utilization()
+    reports = trained(dataset, epochs, config, watched)
     seconds = [r.seconds for r in reports[1:]]
     memory = max(r.peak_memory or 0 for r in reports) / 2**20
     return {
@@ -88,6 +119,7 @@ def measure(name: str, dataset: Dataset, epochs: int, config: dict[str, Any]) ->
         "tokens": round(reports[-1].samples_per_second * reports[-1].seconds),
         "tokens/s": median(r.samples_per_second for r in reports[1:]),
         "peak MiB": memory,
+        "nvidia-smi %": watched.mean(),
         "first epoch s": reports[0].seconds,
         "loss": reports[-1].loss,
         "all s": time.perf_counter() - start,
@@ -105,7 +137,9 @@ def where(dataset: Dataset, config: dict[str, Any]) -> None:
     for event in watched.key_averages():
         if event.device_type != DeviceType.CUDA:
             continue
-        group = next((g for g, words in GROUPS.items() if any(w in event.key.lower() for w in words)), "elementwise and the rest")
+        # A Triton kernel is named by its function, one of PyTorch by its C++ signature.
+        other = "our kernels" if event.key.isidentifier() else "elementwise and the rest"
+        group = next((g for g, words in GROUPS.items() if any(w in event.key.lower() for w in words)), other)
         busy[group] += event.self_device_time_total / 1e6
         top[event.key] = event.self_device_time_total / 1e6, event.count
     wall, total = sum(r.seconds for r in reports), sum(busy.values())

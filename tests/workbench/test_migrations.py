@@ -78,7 +78,7 @@ def test_a_store_from_a_newer_version_is_refused_and_left_alone(tmp_path: Path) 
     with sqlite3.connect(path) as raw:
         raw.execute("UPDATE alembic_version SET version_num = '9999'")
     raw.close()
-    with pytest.raises(DataError, match="schema 9999, this version knows up to 0001; upgrade"):
+    with pytest.raises(DataError, match=f"schema 9999, this version knows up to {HEAD}; upgrade"):
         Store.open(path)
 
 

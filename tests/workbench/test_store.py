@@ -23,7 +23,7 @@ from recsys_core.data.dataset import Dataset
 from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, RunStoppedError, UnknownNameError
 from simulators.events import Action, Exposure, PageRecord
-from workbench.store import CallTotals, Comparison, Evaluation, Store, code_version, hash_users
+from workbench.store import CallTotals, Comparison, Evaluation, Opening, Store, code_version, hash_users
 from workbench.store.code_version import git_commit
 from workbench.store.models import Base
 
@@ -197,6 +197,7 @@ def fill(store: Store, run: str) -> None:
     sink.calls([CallRecord("k2", "m", "ScoreRequest", False, 5, 0, 3, 1.5, 0.0, "HTTP 500")])
     store.response_cache().put("k", "m", ChatRequest(()), Response("x", 1, 1))
     store.add_prompt("ranker", "Rank.", "person")
+    store.record_opening(Opening("mind", "t" * 64, "r" * 64, "", "person", "the report", 1.5))
     store.add_evaluations(run, [evaluation()])
     store.add_comparisons(run, [Comparison("ease", "none", "agents", "test", "mrr", 0.01, -0.01, 0.03, 0.2)])
 

@@ -225,6 +225,20 @@ class PromptRow(Base):
     created: Mapped[Real]
 
 
+class OpeningRow(Base):
+    """A look at a sealed test split, written before the rows are given out. template: a prompt version, empty where there is none."""
+
+    __tablename__ = "test_opening"
+    id: Mapped[Id]
+    task: Mapped[Name]
+    task_hash: Mapped[str] = mapped_column(String(64))
+    test_hash: Mapped[str] = mapped_column(String(64), index=True)
+    template: Mapped[Name]
+    who: Mapped[Name]
+    reason: Mapped[Name]
+    at: Mapped[Real]
+
+
 class EvaluationRow(Base):
     """One metric of one model: mean with interval, and the per-user values (float32, little endian) behind it."""
 

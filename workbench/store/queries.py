@@ -26,6 +26,7 @@ from workbench.store.models import (
     EvaluationRow,
     ExposureRow,
     LlmCall,
+    OpeningRow,
     Page,
     PromptRow,
     Run,
@@ -38,6 +39,7 @@ from workbench.store.records import (
     Evaluation,
     Interactions,
     ItemRecord,
+    Opening,
     PromptVersion,
     RunSummary,
     StatusEvent,
@@ -201,6 +203,11 @@ class StoreReader:
         query = select(PromptRow.id, PromptRow.name, PromptRow.text, PromptRow.parent, PromptRow.author, PromptRow.created)
         query = query.where(PromptRow.name == name) if name else query
         return [PromptVersion(*row) for row in self._rows(query.order_by(PromptRow.created, PromptRow.id))]
+
+    def openings(self, test_hash: str = "") -> list[Opening]:
+        """Looks at sealed test splits, all or those of one, oldest first."""
+        query = select(*(getattr(OpeningRow, name) for name in Opening.__dataclass_fields__)).order_by(OpeningRow.id)
+        return [Opening(*row) for row in self._rows(query.where(OpeningRow.test_hash == test_hash) if test_hash else query)]
 
     def _rows(self, query: Select) -> list[Any]:
         with self._database.read() as connection:

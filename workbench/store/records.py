@@ -113,6 +113,23 @@ class PromptVersion:
     created: float
 
 
+@dataclass(frozen=True)
+class Opening:
+    """A look at the sealed test split of a ranking task.
+
+    task_hash: of all its rows; test_hash: of the test rows alone; template: the prompt version that was tested, empty for none; who: a
+    person or program; at: seconds since 1970 (UTC).
+    """
+
+    task: str
+    task_hash: str
+    test_hash: str
+    template: str
+    who: str
+    reason: str
+    at: float
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """One metric of one model on one part (`valid`, `test`): mean, its interval, and the value of each user [n] float32.

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,9 +19,9 @@ from recsys_core.errors import DataError, UnknownNameError
 from workbench.store.cache import StoreCache
 from workbench.store.code_version import code_version
 from workbench.store.database import Database
-from workbench.store.models import ComparisonRow, DatasetItem, DatasetRow, DatasetUser, EvaluationRow, PromptRow, Run, RunEvent
+from workbench.store.models import ComparisonRow, DatasetItem, DatasetRow, DatasetUser, EvaluationRow, OpeningRow, PromptRow, Run, RunEvent
 from workbench.store.queries import StoreReader
-from workbench.store.records import Comparison, Evaluation, PromptVersion, Status
+from workbench.store.records import Comparison, Evaluation, Opening, PromptVersion, Status
 from workbench.store.schema import ensure_schema
 from workbench.store.sink import RunSink
 
@@ -123,6 +124,11 @@ class Store(StoreReader):
         except IntegrityError as error:
             raise UnknownNameError(f"no prompt version {parent!r} in store {self.where}; add the parent of {name!r} first") from error
         return next(p for p in self.prompts(name) if p.id == version)
+
+    def record_opening(self, opening: Opening) -> None:
+        """Writes down a look at a sealed test split; it is kept when this returns."""
+        with self._database.write("open the test split again") as connection:
+            connection.execute(insert(OpeningRow), asdict(opening))
 
     def _add_dataset(self, connection: Any, dataset: Dataset) -> None:
         """Keeps the dictionaries of a dataset; the first insert says whether another run, perhaps of another process, has done so."""

@@ -1,0 +1,73 @@
+"""HSTU with its kernels on learns what it learns in plain PyTorch: one loss, one gradient, for each kind of layer and softmax."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.backend import use
+from recsys_core import create
+from recsys_core.data import leave_one_out
+from recsys_core.sequence.recommender import SequenceLearner, SequenceRecommender
+from tests.conftest import film_log
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two layers, all items": {"blocks": 2, "sampling": "all", "positions": True},
+    "in time": {"time": "target"},
+    "ratings, past times": {"actions": True, "time": "past"},
+    "dot products": {"similarity": "dot", "temperature": 1.0, "negatives": 8},
+}
+
+
+def learner(config: dict[str, Any]) -> SequenceLearner:
+    """An untrained model with biases that matter, and its log."""
+    train = leave_one_out(film_log(users=12, items=30, length=7)).train
+    torch.manual_seed(0)
+    model = create("hstu", **{"dim": 16, "heads": 2, "blocks": 1, "max_length": 9, "dropout": 0.0, "batch_size": 8, **config})
+    assert isinstance(model, SequenceRecommender)
+    model.items, model.n_users = train.items, len(train.users)
+    model._initialize(train)
+    made = model._learner(train)
+    for name, parameter in made.named_parameters():
+        if "bias" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_loss_and_gradients_are_those_of_the_reference(name: str) -> None:
+    made = learner(CONFIGS[name]).to(DEVICE)
+    # The negatives are what a seed draws, and both ways draw nothing before them without dropout.
+    made.eval()
+    batch = made.epoch(np.random.default_rng(0), torch.device(DEVICE))[0]
+    static = batch.roomy(len(batch.tokens) + 5, len(batch) + 2)
+    assert static.load(batch)
+    found = {}
+    for backend in ("reference", "triton"):
+        one = copy.deepcopy(made)
+        torch.manual_seed(1)
+        with use(backend):  # type: ignore[arg-type]
+            loss = one(static)
+            loss.backward()
+        found[backend] = [loss.detach(), *(p.grad for p in one.parameters() if p.grad is not None)]
+    assert len(found["reference"]) > 8
+    for ours, theirs in zip(found["triton"], found["reference"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
+
+
+def test_dropout_leaves_the_expectation_and_draws_anew() -> None:
+    made = learner({"dropout": 0.5}).to(DEVICE).train()
+    batch = made.epoch(np.random.default_rng(0), torch.device(DEVICE))[0]
+    with use("triton"), torch.no_grad():
+        states = [made.network(batch) for _ in range(2)]
+        torch.manual_seed(3)
+        first = made.network(batch)
+        torch.manual_seed(3)
+        assert torch.equal(made.network(batch), first)
+    assert not torch.equal(*states)
