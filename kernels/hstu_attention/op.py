@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from kernels.backend import compiled
 from kernels.hstu_attention.reference import attend
+
+_COMPILED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def hstu_attention(
@@ -23,6 +27,7 @@ def hstu_attention(
     time_bias: Tensor | None = None,
     key_times: Tensor | None = None,
     query_times: Tensor | None = None,
+    deterministic: bool = False,
 ) -> Tensor:
     """Causal attention whose weights are silu(score) / N in place of a softmax (Zhai et al. 2024, arXiv 2402.17152, equation 2).
 
@@ -43,14 +48,25 @@ def hstu_attention(
 
     Biases. position_bias: [H, M], M at least max_seq_len; distance is i - j, 0 where j comes later, and all targets stand at the place
     right behind the history. time_bias: [H, K] with key_times and query_times: [T] int64 seconds; bucket is
-    floor(ln(max(|t|, 1)) / 0.301), at most K - 1, as in the published implementation. Returns [T, H, E]. Differentiable in q, k, v and
-    both biases. Raises ValueError for shapes that do not fit.
+    floor(ln(max(|t|, 1)) / 0.301), at most K - 1, as in the published implementation. Times lie within 34 years of those they are
+    compared with; what is further apart counts as 34 years.
+
+    Returns [T, H, E]. Differentiable in q, k, v and both biases. deterministic: gradients repeat bit for bit, as they also do under
+    `torch.use_deterministic_algorithms`; otherwise, and faster, some are summed in the order in which the GPU gets to them. Sums are
+    float32. On a GPU float32 is multiplied exactly, or as TF32 if `torch.backends.cuda.matmul.allow_tf32` is set. Raises ValueError for
+    shapes that do not fit.
     """
     _check(q, k, v, offsets, max_seq_len, position_bias, time_bias, key_times, query_times)
-    return attend(
+    inputs = (
         q, k, v, offsets, max_seq_len, alpha, float(max_seq_len if normalizer is None else normalizer),
         num_targets, max_attn_len, contextual_len, position_bias, time_bias, key_times, query_times,
     )  # fmt: skip
+    if not compiled(q) or q.dtype not in _COMPILED:
+        return attend(*inputs)
+    from kernels.hstu_attention.operators import attention
+
+    out: Tensor = attention(*inputs, torch.backends.cuda.matmul.allow_tf32, deterministic or torch.are_deterministic_algorithms_enabled())
+    return out
 
 
 def _check(
@@ -68,6 +84,9 @@ def _check(
         raise ValueError(f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}: q and k need one shape [T, H, D], v needs [T, H, E]")
     if offsets.ndim != 1 or offsets.shape[0] < 1:
         raise ValueError(f"offsets {list(offsets.shape)} need the shape [B + 1]")
+    for name, table in (("position_bias", position_bias), ("time_bias", time_bias)):
+        if table is not None and (table.ndim != 2 or table.shape[0] != q.shape[1]):
+            raise ValueError(f"{name} {list(table.shape)} needs one row for each of the {q.shape[1]} heads")
     if position_bias is not None and position_bias.shape[1] < max_seq_len:
         raise ValueError(
             f"position_bias covers {position_bias.shape[1]} distances and max_seq_len is {max_seq_len}; give one for each distance"

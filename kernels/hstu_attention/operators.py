@@ -1,0 +1,83 @@
+"""HSTU attention as an operator of PyTorch, and its backward as another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from kernels.hstu_attention import launch
+from kernels.library import differentiable, operator
+
+_INPUTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor offsets, SymInt max_seq_len, float alpha, float normalizer, Tensor? num_targets, "
+    "SymInt max_attn_len, SymInt contextual_len, Tensor? position_bias, Tensor? time_bias, Tensor? key_times, Tensor? query_times, "
+    "bool tf32, bool deterministic"
+)
+# Where the tables stand among them, and how many they are.
+_POSITION, _TIME, _COUNT = 10, 11, 16
+
+
+# From how many tokens a sequence on the kernels for Hopper are the faster ones, by a head's width.
+_LONG = {64: 2048, 128: 1024}
+
+
+def _for_hopper(q: Tensor, k: Tensor, v: Tensor, max_seq_len: int, rest: tuple[Any, ...]) -> Any:
+    """The module that has kernels for long sequences without targets, windows, context and biases, where it takes a call."""
+    num_targets, window, context, position_bias, time_bias = rest[2:7]
+    plain = num_targets is None and not window and not context and position_bias is None and time_bias is None
+    if not (plain and q.is_cuda and max_seq_len >= _LONG.get(q.shape[2], max_seq_len + 1)):
+        return None
+    from kernels.hstu_attention import hopper
+
+    return hopper if hopper.eligible(q, k, v, max_seq_len) else None
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, *rest: Any) -> Tensor:
+    if hopper := _for_hopper(q, k, v, max_seq_len, rest):
+        out: Tensor = hopper.forward(q, k, v, offsets, max_seq_len, rest[0], rest[1])
+        return out
+    return launch.forward(q, k, v, offsets, max_seq_len, *rest)
+
+
+def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, *rest: Any) -> tuple[Tensor, ...]:
+    deterministic = rest[-1]
+    if not deterministic and (hopper := _for_hopper(q, k, v, max_seq_len, rest)):
+        return (*hopper.backward(grad, q, k, v, offsets, max_seq_len, rest[0], rest[1]), v.new_empty(0), v.new_empty(0))
+    return launch.backward(grad, q, k, v, offsets, max_seq_len, *rest)
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    return v.new_empty(v.shape)
+
+
+def _fake_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    q, k, v = inputs[:3]
+    tables = (v.new_empty(0) if table is None else table.new_empty(table.shape) for table in (inputs[_POSITION], inputs[_TIME]))
+    return (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *tables)
+
+
+attention = operator(f"hstu_attention({_INPUTS}) -> Tensor", _forward, _fake)
+attention_backward = operator(
+    f"hstu_attention_backward(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)", _backward, _fake_backward
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.places = [place for place, x in enumerate(inputs) if isinstance(x, Tensor)]
+    ctx.save_for_backward(*(inputs[place] for place in ctx.places))
+    ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = list(ctx.others)
+    for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
+        inputs[place] = tensor
+    dq, dk, dv, positions, times = attention_backward(grad, *inputs)
+    grads: list[Tensor | None] = [dq, dk, dv, *[None] * (_COUNT - 3)]
+    grads[_POSITION] = None if inputs[_POSITION] is None else positions
+    grads[_TIME] = None if inputs[_TIME] is None else times
+    return tuple(grads)
+
+
+differentiable(attention, _save, _differentiate)

@@ -1,0 +1,155 @@
+"""HSTU attention on Hopper GPUs against its definition in float64, and what jagged batches, strides and graphs ask of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import accumulate, pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+hopper: Any = pytest.importorskip("kernels.hstu_attention.hopper", reason="needs Triton")
+
+RAGGED = [700, 0, 1, 1337, 128, 513, 64, 129, 255, 256, 127, 65, 63]
+TYPES = [torch.bfloat16, torch.float16]
+
+
+def batch(
+    lengths: list[int], heads: int = 2, width: int = 128, dtype: torch.dtype = torch.bfloat16, padding: int = 0, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """q, k, v as views of one projection, offsets, and a gradient; rows behind the last sequence are NaN."""
+    generator = torch.Generator("cuda").manual_seed(len(lengths) + width)
+    total = sum(lengths) + padding
+    both = torch.randn(total, 3 * heads * width, device="cuda", generator=generator).mul_(scale).to(dtype)
+    grad = torch.randn(total, heads, width, device="cuda", generator=generator).to(dtype)
+    both[sum(lengths) :], grad[sum(lengths) :] = torch.nan, torch.nan
+    q, k, v = (x.unflatten(1, (heads, width)) for x in both.split(heads * width, 1))
+    return q, k, v, torch.tensor([0, *accumulate(lengths)], device="cuda"), grad
+
+
+def plain(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, grad: Tensor, alpha: float, normalizer: float, dtype: torch.dtype
+) -> list[Tensor]:
+    """The output and the gradients of q, k and v in PyTorch, one sequence at a time, without the padding."""
+    leaves = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+    parts = []
+    for start, stop in pairwise(offsets.tolist()):
+        q_, k_, v_ = (x[start:stop].transpose(0, 1) for x in leaves)
+        weights = functional.silu(q_ * alpha @ k_.transpose(1, 2)).tril()
+        parts.append((weights @ (v_ / normalizer)).transpose(0, 1))
+    out = torch.cat(parts)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad[: len(out)].to(dtype))]
+
+
+def both_ways(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, grad: Tensor, longest: int, alpha: float) -> list[Tensor]:
+    given = (q, k, v, offsets, longest, alpha, float(longest))
+    return [hopper.forward(*given), *hopper.backward(grad, *given)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize(
+    ("lengths", "heads", "padding", "scale"),
+    [(RAGGED, 2, 77, 1.0), ([2048, 1999], 1, 0, 1.0), ([300, 5, 1000], 3, 300, 1.5), ([0, 3, 0], 2, 5, 1.0), ([4100], 1, 0, 1.0)],
+)
+def test_errs_as_little_as_pytorch(lengths: list[int], heads: int, padding: int, scale: float, width: int, dtype: torch.dtype) -> None:
+    q, k, v, offsets, grad = batch(lengths, heads, width, dtype, padding, scale)
+    # Scores of about +-5 at scale 1 and +-20 at the largest.
+    longest, alpha, total = max(lengths), width**-0.5 * scale, sum(lengths)
+    mine = both_ways(q, k, v, offsets, grad, longest, alpha)
+    exact = plain(q, k, v, offsets, grad, alpha, longest, torch.float64)
+    rounded = plain(q, k, v, offsets, grad, alpha, longest, dtype)
+    for got, want, low, times in zip(mine, exact, rounded, (2, 5, 5, 5), strict=True):
+        assert (got[total:] == 0).all()
+        assert (got[:total] - want).norm() <= times * (low - want).norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [64, 128])
+def test_nothing_crosses_from_one_sequence_to_the_next(width: int) -> None:
+    q, k, v, offsets, grad = batch([200, 500, 300], width=width)
+    before = both_ways(q, k, v, offsets, grad, 512, 0.1)
+    for x in (q, k, v, grad):
+        x[200:700] *= 50
+    after = both_ways(q, k, v, offsets, grad, 512, 0.1)
+    for x, y, exact in zip(before, after, (True, False, True, True), strict=True):
+        for rows in (slice(0, 200), slice(700, 1000)):
+            torch.testing.assert_close(x[rows], y[rows], rtol=0 if exact else 0.02, atol=0 if exact else 1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [64, 128])
+def test_the_output_and_the_keys_gradients_are_the_same_every_time(width: int) -> None:
+    q, k, v, offsets, grad = batch(RAGGED, width=width)
+    runs = [both_ways(q, k, v, offsets, grad, 1337, 0.1) for _ in range(3)]
+    for again in runs[1:]:
+        assert all(torch.equal(runs[0][i], again[i]) for i in (0, 2, 3))
+
+
+@pytest.mark.gpu
+def test_inside_a_graph_with_other_lengths() -> None:
+    q, k, v, offsets, grad = batch([900, 100, 600], padding=400)
+    both_ways(q, k, v, offsets, grad, 1024, 0.1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = both_ways(q, k, v, offsets, grad, 1024, 0.1)
+    for lengths in ([900, 100, 600], [1, 1024, 0], [500, 500, 600]):
+        for x in (q, k, v, grad):
+            x.copy_(torch.randn_like(x, dtype=torch.float32))
+        offsets.copy_(torch.tensor([0, *accumulate(lengths)]))
+        graph.replay()
+        for got, want in zip(out, both_ways(q, k, v, offsets, grad, 1024, 0.1), strict=True):
+            torch.testing.assert_close(got, want, rtol=0.02, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_takes_what_the_copy_engine_can_read() -> None:
+    q, k, v, *_ = batch([600])
+    assert hopper.eligible(q, k, v, 600)
+    assert hopper.eligible(q.contiguous(), k, v, 600)
+    assert not hopper.eligible(q.float(), k.float(), v.float(), 600)
+    assert not hopper.eligible(q[..., :96], k[..., :96], v, 600)
+    assert not hopper.eligible(q.transpose(0, 1).contiguous().transpose(0, 1), k, v, 600)
+    odd = torch.zeros(600, 2, 129, dtype=torch.bfloat16, device="cuda")[..., 1:]
+    assert not hopper.eligible(odd, k, v, 600)
+
+
+def test_takes_no_tensors_of_a_processor() -> None:
+    q = torch.zeros(600, 2, 128, dtype=torch.bfloat16)
+    assert not hopper.eligible(q, q, q, 600)
+
+
+@pytest.mark.slow
+def test_compiles_for_hopper() -> None:
+    script = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+class Driver:
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+triton.runtime.driver.set_active(Driver())
+from kernels.hstu_attention import hopper
+class Compile:
+    def __init__(self, kernel): self.kernel = kernel
+    def __getitem__(self, grid): return lambda *a, **o: print(self.kernel.warmup(*a, grid=grid, **o).metadata.shared)
+hopper.forward_kernel, hopper.backward_kernel = Compile(hopper.forward_kernel), Compile(hopper.backward_kernel)
+hopper._processors = lambda device: 132
+offsets = torch.tensor([0, 90])
+for width in (64, 128):
+    for dtype in (torch.bfloat16, torch.float16):
+        q = torch.zeros(100, 2, width, dtype=dtype)
+        hopper.forward(q, q, q, offsets, 100, 0.1, 100.0)
+        hopper.backward(q, q, q, q, offsets, 100, 0.1, 100.0)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    # Bytes of shared memory: a Hopper processor gives a program 227 KB.
+    assert all(int(line) <= 232448 for line in run.stdout.split())
