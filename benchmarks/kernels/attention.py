@@ -47,7 +47,6 @@ def attention(
     def prepare() -> tuple[Callable[[], Tensor], list[Tensor]]:
         tokens, longest = sum(lengths), max(lengths)
         projected = normal(tokens, 3, heads, dim)
-        q, k, v = projected.unbind(1)
         more: dict[str, Any] = {}
         learned = [projected]
         if position:
@@ -63,6 +62,8 @@ def attention(
         offsets = bounds(lengths)
 
         def run() -> Tensor:
+            # Here, since a view's backward runs where the view was made, and a graph captures one stream.
+            q, k, v = projected.unbind(1)
             with use(backend):  # type: ignore[arg-type]
                 return hstu_attention(q, k, v, offsets, max_seq_len=longest, alpha=dim**-0.5, **more)
 

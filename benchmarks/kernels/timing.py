@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-_SAMPLES, _AT_LEAST_MS = 30, 2.0
+_SAMPLES, _AT_LEAST_MS = 20, 1.0
 
 
 @dataclass(frozen=True)

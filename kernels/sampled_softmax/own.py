@@ -60,6 +60,7 @@ def _forward(
     if VALID:  # noqa: SIM102 - a constant stands alone
         if tl.load(valid + row) == 0:
             tl.store(losses + row, 0.0)
+            tl.store(sums + row, 0.0)
             return
     target = tl.load(targets + row)
     state = _vector(states, row, D, BD)
