@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,7 +126,20 @@ def _configure_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     for setting in (
         f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON"
     ):  # fmt: skip
-        connection.execute(f"PRAGMA {setting}")
+        _set(connection, setting)
+
+
+def _set(connection: sqlite3.Connection, setting: str) -> None:
+    """One setting. The change of a new file to WAL fails at once, whatever the timeout, where another process is just making it."""
+    start = time.monotonic()
+    while True:
+        try:
+            connection.execute(f"PRAGMA {setting}")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() - start > BUSY_SECONDS:
+                raise
+            time.sleep(0.01)
 
 
 def _begin_sqlite(connection: Connection) -> None:
