@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.kernels.cases import Case, benchmark, bounds, normal
-from kernels.backend import use
+from benchmarks.kernels.cases import BACKENDS, Case, benchmark, bounds, normal
+from kernels.backend import Backend, use
 from kernels.hstu_attention import hstu_attention
 
 HEADS, BATCH = 4, 32
@@ -39,8 +39,7 @@ def attention(
     *,
     position: bool = False,
     times: bool = False,
-    backend: str = "triton",
-    width: int = 0,
+    backend: Backend = "triton",
 ) -> Callable[[], tuple[Callable[[], Tensor], list[Tensor]]]:
     """Prepares a pass of ours; q, k, v are views of one projection, as in a layer."""
 
@@ -64,7 +63,7 @@ def attention(
         def run() -> Tensor:
             # Here, since a view's backward runs where the view was made, and a graph captures one stream.
             q, k, v = projected.unbind(1)
-            with use(backend):  # type: ignore[arg-type]
+            with use(backend):
                 return hstu_attention(q, k, v, offsets, max_seq_len=longest, alpha=dim**-0.5, **more)
 
         return run, learned
@@ -105,7 +104,7 @@ def cases() -> Iterator[Case]:
         yield case(f"{shape}, position", "kernels", attention(lengths, dim, position=True), lengths, dim)
         yield case(f"{shape}, position and time", "kernels", attention(lengths, dim, position=True, times=True), lengths, dim)
     lengths = zipf_lengths(128, 200)
-    for backend, name in (("triton", "kernels"), ("reference", "PyTorch")):
+    for name, backend in BACKENDS.items():
         yield case(
             "H=1 D=50 N<=200, position and time", name,
             attention(lengths, 50, 1, position=True, times=True, backend=backend), lengths, 50, 1,

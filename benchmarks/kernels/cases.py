@@ -9,20 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Run = Callable[[], Any]
+from kernels.backend import Backend
+
+Prepare = Callable[[], tuple[Callable[[], Any], list[Tensor]]]
+"""Makes the inputs and gives the forward pass, and the tensors that gradients are asked for (none: no backward is timed)."""
+BACKENDS: dict[str, Backend] = {"kernels": "triton", "PyTorch": "reference"}
+"""What implementations are called in tables."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """prepare: makes the inputs and gives the forward pass, and the tensors that gradients are asked for (none: no backward is timed).
-
-    flops: of the forward pass; backward_flops; bytes: that the forward pass must read and write once each; backward_bytes.
-    """
+    """flops: of the forward pass; backward_flops; bytes: that the forward pass must read and write once each; backward_bytes."""
 
     operator: str
     shape: str
     implementation: str
-    prepare: Callable[[], tuple[Callable[[], Tensor | tuple[Tensor, ...]], list[Tensor]]]
+    prepare: Prepare
     flops: float = 0.0
     backward_flops: float = 0.0
     bytes: float = 0.0

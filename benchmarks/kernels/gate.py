@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.backend import use
+from kernels.backend import Backend, use
 from kernels.hstu_attention import hstu_attention
 from kernels.hstu_output import hstu_output
 from kernels.linear_cross_entropy import linear_cross_entropy
@@ -93,11 +93,11 @@ def _cases() -> Iterator[tuple[str, Function, dict[str, Tensor], dict[str, Any],
 
 
 def _run(
-    function: Function, learned: dict[str, Tensor], fixed: dict[str, Any], dtype: torch.dtype, backend: str
+    function: Function, learned: dict[str, Tensor], fixed: dict[str, Any], dtype: torch.dtype, backend: Backend
 ) -> dict[str, list[Tensor]]:
     """Results and gradients, for inputs rounded to bfloat16 first, so that all types see the same numbers."""
     inputs = {n: x.bfloat16().to(dtype).requires_grad_() for n, x in learned.items()}
-    with use(backend):  # type: ignore[arg-type]
+    with use(backend):
         found = function(**inputs, **fixed)
         results = list(found) if isinstance(found, tuple) else [found]
         slopes = [torch.linspace(-1, 1, x.numel(), device="cuda", dtype=torch.float64).view(x.shape).to(x.dtype) for x in results]

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.kernels.attention import flops, zipf_lengths
-from benchmarks.kernels.cases import Case, benchmark, bounds, normal
-from kernels.backend import use
+from benchmarks.kernels.cases import BACKENDS, Case, Prepare, benchmark, bounds, normal
+from kernels.backend import Backend, use
 from kernels.hstu_attention import hstu_attention
 from kernels.hstu_output import hstu_output
 from kernels.uvqk import uvqk
@@ -21,8 +21,6 @@ SHAPES: list[tuple[str, list[int], int, int]] = [
     ("B=32 N=1024 C=512 H=4", [1024] * 32, 512, 4),
 ]
 """Name, lengths, width and heads; dropout .2 and a position bias in all."""
-
-Prepare = Callable[[], tuple[Callable[[], Any], list[Tensor]]]
 
 
 def weights(width: int) -> list[Tensor]:
@@ -34,7 +32,7 @@ def weights(width: int) -> list[Tensor]:
     ]  # fmt: skip
 
 
-def layer(lengths: list[int], width: int, heads: int, backend: str) -> Prepare:
+def layer(lengths: list[int], width: int, heads: int, backend: Backend) -> Prepare:
     """Prepares a layer under bfloat16 autocast, the residual in float32."""
 
     def prepare() -> tuple[Callable[[], Tensor], list[Tensor]]:
@@ -58,7 +56,7 @@ def layer(lengths: list[int], width: int, heads: int, backend: str) -> Prepare:
             return hstu_output(attended.flatten(1), u, x, *w[4:], dropout=0.2, training=True)
 
         def run() -> Tensor:
-            with use(backend), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):  # type: ignore[arg-type]
+            with use(backend), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
                 return fused() if backend == "triton" else plain()
 
         return run, [x, *learned, bias]
@@ -66,14 +64,14 @@ def layer(lengths: list[int], width: int, heads: int, backend: str) -> Prepare:
     return prepare
 
 
-def projection(lengths: list[int], width: int, heads: int, backend: str) -> Prepare:
+def projection(lengths: list[int], width: int, heads: int, backend: Backend) -> Prepare:
     """Prepares `uvqk` alone."""
 
     def prepare() -> tuple[Callable[[], Any], list[Tensor]]:
         x, learned = normal(sum(lengths), width, dtype=torch.float32), weights(width)[:4]
 
         def run() -> tuple[Tensor, ...]:
-            with use(backend), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):  # type: ignore[arg-type]
+            with use(backend), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
                 return uvqk(x, *learned, heads=heads, dim_qk=width // heads, dim_v=width // heads)
 
         return run, [x, *learned]
@@ -81,7 +79,7 @@ def projection(lengths: list[int], width: int, heads: int, backend: str) -> Prep
     return prepare
 
 
-def closing(lengths: list[int], width: int, backend: str) -> Prepare:
+def closing(lengths: list[int], width: int, backend: Backend) -> Prepare:
     """Prepares `hstu_output` alone, without dropout, whose plain form draws the kernels' own masks slowly."""
 
     def prepare() -> tuple[Callable[[], Any], list[Tensor]]:
@@ -89,7 +87,7 @@ def closing(lengths: list[int], width: int, backend: str) -> Prepare:
         attended, u, x = normal(tokens, width), normal(tokens, width), normal(tokens, width, dtype=torch.float32)
 
         def run() -> Tensor:
-            with use(backend), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):  # type: ignore[arg-type]
+            with use(backend), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
                 return hstu_output(attended, u, x, *learned)
 
         return run, [attended, u, x, *learned]
@@ -103,11 +101,17 @@ def cases() -> Iterator[Case]:
         tokens = sum(lengths)
         products, attended = 2.0 * tokens * width * width, flops(lengths, width // heads, heads)
         row = float(tokens * width)
-        for backend, name in (("triton", "kernels"), ("reference", "PyTorch")):
+        for name, backend in BACKENDS.items():
             # float32 residuals are 4 bytes an element, everything between 2.
-            whole = Case("hstu_layer", shape, name, layer(lengths, width, heads, backend))
             yield Case(
-                whole.operator, shape, name, whole.prepare, 5 * products + attended, 10 * products + 2.5 * attended, 8 * row, 12 * row
+                "hstu_layer",
+                shape,
+                name,
+                layer(lengths, width, heads, backend),
+                5 * products + attended,
+                10 * products + 2.5 * attended,
+                8 * row,
+                12 * row,
             )
             yield Case("uvqk", shape, name, projection(lengths, width, heads, backend), 4 * products, 8 * products, 12 * row, 16 * row)
             yield Case("hstu_output", shape, name, closing(lengths, width, backend), products, 2 * products, 12 * row, 16 * row)

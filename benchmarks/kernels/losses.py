@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.kernels.cases import Case, benchmark, normal
-from kernels.backend import use
+from benchmarks.kernels.cases import BACKENDS, Case, Prepare, benchmark, normal
+from kernels.backend import Backend, use
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.residual_quantize import residual_quantize
 from kernels.sampled_softmax import sampled_softmax
 
-Prepare = Callable[[], tuple[Callable[[], Any], list[Tensor]]]
 
-
-def sampled(tokens: int, width: int, items: int, negatives: int, shared: bool, backend: str) -> Prepare:
+def sampled(tokens: int, width: int, items: int, negatives: int, shared: bool, backend: Backend) -> Prepare:
     """Prepares the sampled softmax over cosine similarities at temperature .05; states in float32, as the trainer's."""
 
     def prepare() -> tuple[Callable[[], Tensor], list[Tensor]]:
@@ -27,7 +25,7 @@ def sampled(tokens: int, width: int, items: int, negatives: int, shared: bool, b
         drawn = torch.randperm(items, device="cuda")[:negatives] if shared else torch.randint(items, (tokens, negatives), device="cuda")
 
         def run() -> Tensor:
-            with use(backend):  # type: ignore[arg-type]
+            with use(backend):
                 return sampled_softmax(states, targets, drawn, table, temperature=0.05)
 
         return run, [states, table]
@@ -53,14 +51,14 @@ def full(tokens: int, width: int, items: int, dtype: torch.dtype, fused: bool) -
     return prepare
 
 
-def quantized(rows: int, width: int, codes: int, levels: int, backend: str) -> Prepare:
+def quantized(rows: int, width: int, codes: int, levels: int, backend: Backend) -> Prepare:
     """Prepares residual quantization."""
 
     def prepare() -> tuple[Callable[[], Any], list[Tensor]]:
         x, books = normal(rows, width, dtype=torch.float32, grad=False), normal(levels, codes, width, dtype=torch.float32, grad=False)
 
         def run() -> Any:
-            with use(backend):  # type: ignore[arg-type]
+            with use(backend):
                 return residual_quantize(x, books)
 
         return run, []
@@ -75,7 +73,7 @@ def sampled_cases() -> Iterator[Case]:
             shape = f"T={tokens} D={width} I={items} N={negatives} {'shared' if shared else 'own'}"
             scores, moved = 2.0 * tokens * width * (negatives + 1), 4.0 * (tokens + items) * width
             moved += 8.0 * tokens * (1 if shared else negatives)
-            for backend, name in (("triton", "kernels"), ("reference", "PyTorch")):
+            for name, backend in BACKENDS.items():
                 prepare = sampled(tokens, width, items, negatives, shared, backend)
                 yield Case("sampled_softmax", shape, name, prepare, scores, 2 * scores, moved, 2 * moved)
 
@@ -93,6 +91,6 @@ def full_cases() -> Iterator[Case]:
 def quantized_cases() -> Iterator[Case]:
     for rows, width, codes, levels in ((100_000, 32, 256, 4), (12_101, 768, 256, 3)):
         work, moved = 2.0 * rows * levels * codes * width, 4.0 * rows * width * 2 + 8.0 * rows * levels
-        for backend, name in (("triton", "kernels"), ("reference", "PyTorch")):
+        for name, backend in BACKENDS.items():
             prepare = quantized(rows, width, codes, levels, backend)
             yield Case("residual_quantize", f"N={rows} D={width} K={codes} L={levels}", name, prepare, work, 0.0, moved)

@@ -17,7 +17,7 @@ _SAMPLES, _AT_LEAST_MS = 20, 1.0
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds: quantiles of the kernels' time, and the median of the call's; nan where it was not measured."""
+    """Milliseconds: quantiles of the kernels' time, and the median of the call's."""
 
     p20: float
     p50: float
@@ -29,8 +29,8 @@ class Timing:
         return Timing(self.p20 - other.p50, self.p50 - other.p50, self.p80 - other.p50, self.call - other.call)
 
 
-def time_calls(run: Callable[[], Any], graph: bool = True) -> Timing:
-    """Times `run`, which must be ready to be captured as a CUDA graph unless `graph` is off."""
+def time_calls(run: Callable[[], Any]) -> Timing:
+    """Times `run`, which must be ready to be captured as a CUDA graph."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -38,8 +38,6 @@ def time_calls(run: Callable[[], Any], graph: bool = True) -> Timing:
     torch.cuda.synchronize()
     once = min(_events(run, 1, 3))
     call = statistics.median(_events(run, max(1, int(_AT_LEAST_MS / once)), 10))
-    if not graph:
-        return Timing(float("nan"), float("nan"), float("nan"), call)
     captured = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured):
         run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,14 +14,10 @@ from torch.nn import functional
 
 from kernels.backend import use
 from kernels.linear_cross_entropy import linear_cross_entropy, reference
+from tests.kernels.loss_cases import DEVICE, TYPES, assert_as_exact, run_loss, with_gradients
 
 # Rows behind the last item overflow float16, unseen.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-# On a processor the kernels run in Triton's interpreter, which has no bfloat16 products.
-TYPES = [torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])]
-
 # Few, because each is a kernel of its own to compile.
 DIMS = st.sampled_from([1, 7, 16, 33])
 
@@ -50,18 +47,7 @@ def case(
     return {name: value.to(DEVICE) for name, value in found.items()} | rest
 
 
-def weighted(losses: Tensor) -> Tensor:
-    return (losses * torch.linspace(0.5, 1.5, len(losses), device=losses.device, dtype=losses.dtype)).sum()
-
-
-def run(given_: dict[str, Any], backend: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Losses and both gradients, of a weighted sum of losses, in float64."""
-    dtype = dtype or given_["states"].dtype
-    leaves = {name: given_[name].detach().to(dtype, copy=True).requires_grad_() for name in ("states", "items")}
-    with use(backend):
-        losses = linear_cross_entropy(**given_ | leaves)
-        weighted(losses).backward()
-    return [losses.detach().double(), *(leaf.grad.double() for leaf in leaves.values() if leaf.grad is not None)]
+run = partial(run_loss, linear_cross_entropy)
 
 
 def plain(given_: dict[str, Any]) -> list[Tensor]:
@@ -72,20 +58,12 @@ def plain(given_: dict[str, Any]) -> list[Tensor]:
         given_.get("scale", 1.0) * (states @ items.T), torch.where(real, given_["targets"], 0), reduction="none"
     )
     losses = torch.where(real, losses, 0.0)
-    weighted(losses).backward()
-    assert states.grad is not None
-    assert items.grad is not None
-    return [losses.detach().double(), states.grad.double(), items.grad.double()]
+    return with_gradients(losses, states, items)
 
 
 def assert_as_exact_as_plain(given_: dict[str, Any]) -> None:
     """Losses within twice, gradients within five times the error of PyTorch at that type, against float64."""
-    for found, usual, exact, times in zip(
-        run(given_, "triton"), plain(given_), run(given_, "reference", torch.float64), (2, 5, 5), strict=True
-    ):
-        assert found.shape == exact.shape
-        floor = 3e-7 * (1 + exact.norm())
-        assert (found - exact).norm() <= times * max((usual - exact).norm(), floor)
+    assert_as_exact(run(given_, "triton"), plain(given_), run(given_, "reference", torch.float64))
 
 
 @pytest.fixture(params=["fused", "chunked"])

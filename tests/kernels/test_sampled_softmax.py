@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,11 +15,7 @@ from torch.nn import functional
 
 from kernels.backend import use
 from kernels.sampled_softmax import sampled_softmax
-
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-# On a processor the kernels run in Triton's interpreter, which has no bfloat16 products.
-TYPES = [torch.float32, torch.float16, *([torch.bfloat16] if GPU else [])]
+from tests.kernels.loss_cases import DEVICE, TYPES, assert_as_exact, run_loss, with_gradients
 
 # Few, because each is a kernel of its own to compile; not 1, of which every cosine gradient is 0.
 DIMS = st.sampled_from([4, 7, 16, 33])
@@ -73,15 +70,7 @@ def by_element(
     return losses
 
 
-def run(given_: dict[str, Any], backend: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Losses and both gradients, of a weighted sum of losses, in float64."""
-    dtype = dtype or given_["states"].dtype
-    leaves = {name: given_[name].detach().to(dtype, copy=True).requires_grad_() for name in ("states", "items")}
-    with use(backend):
-        losses = sampled_softmax(**given_ | leaves)
-        weights = torch.linspace(0.5, 1.5, len(losses), device=losses.device, dtype=losses.dtype)
-        (losses * weights).sum().backward()
-    return [losses.detach().double(), *(leaf.grad.double() for leaf in leaves.values() if leaf.grad is not None)]
+run = partial(run_loss, sampled_softmax)
 
 
 def plain(given_: dict[str, Any]) -> list[Tensor]:
@@ -98,20 +87,12 @@ def plain(given_: dict[str, Any]) -> list[Tensor]:
     scores = left @ drawn.T if negatives.ndim == 1 else torch.einsum("td,tnd->tn", left, drawn)
     scores = torch.cat([positive[:, None], scores.masked_fill(negatives == targets[:, None], -torch.inf)], 1)
     losses = torch.where(real, scores.logsumexp(1) - positive, 0.0)
-    (losses * torch.linspace(0.5, 1.5, len(losses), device=losses.device).to(losses.dtype)).sum().backward()
-    assert states.grad is not None
-    assert items.grad is not None
-    return [losses.detach().double(), states.grad.double(), items.grad.double()]
+    return with_gradients(losses, states, items)
 
 
 def assert_as_exact_as_plain(given_: dict[str, Any], backend: Any = "triton") -> None:
     """Losses within twice, gradients within five times the error of the plain formula at that type, against float64."""
-    for found, usual, exact, times in zip(
-        run(given_, backend), plain(given_), run(given_, "reference", torch.float64), (2, 5, 5), strict=True
-    ):
-        assert found.shape == exact.shape
-        floor = 3e-7 * (1 + exact.norm())
-        assert (found - exact).norm() <= times * max((usual - exact).norm(), floor)
+    assert_as_exact(run(given_, backend), plain(given_), run(given_, "reference", torch.float64))
 
 
 @settings(max_examples=30, deadline=None)
