@@ -41,13 +41,13 @@ def attention(
     times: bool = False,
     backend: Backend = "triton",
 ) -> Callable[[], tuple[Callable[[], Tensor], list[Tensor]]]:
-    """Prepares a pass of ours; q, k, v are views of one projection, as in a layer."""
+    """Prepares a pass of ours; q, k, v are strided as views of one projection, as in a layer, and have gradients of their own."""
 
     def prepare() -> tuple[Callable[[], Tensor], list[Tensor]]:
         tokens, longest = sum(lengths), max(lengths)
-        projected = normal(tokens, 3, heads, dim)
+        q, k, v = (part.detach().requires_grad_() for part in normal(tokens, 3, heads, dim).unbind(1))
         more: dict[str, Any] = {}
-        learned = [projected]
+        learned = [q, k, v]
         if position:
             more["position_bias"] = normal(heads, longest, dtype=torch.float32)
             learned.append(more["position_bias"])
@@ -61,8 +61,6 @@ def attention(
         offsets = bounds(lengths)
 
         def run() -> Tensor:
-            # Here, since a view's backward runs where the view was made, and a graph captures one stream.
-            q, k, v = projected.unbind(1)
             with use(backend):
                 return hstu_attention(q, k, v, offsets, max_seq_len=longest, alpha=dim**-0.5, **more)
 
