@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,14 +17,15 @@ from agents.statistical import StatisticalPolicy
 from agents.types import Policy
 from recsys_core import create
 from recsys_core.data import Dataset, Ints, Split
-from recsys_core.errors import DataError, RunStoppedError, WorkbenchError
+from recsys_core.errors import DataError
 from recsys_core.progress import Progress
 from simulators.engine import Simulation, SimulationConfig, SimulationResult
 from simulators.events import PageRecord
 from simulators.fidelity import measure
 from workbench.config import DataSettings, Experiment, LLMSettings, Settings, SimulationSettings
 from workbench.data import load_split
-from workbench.store import Evaluation, Status, Store, hash_users
+from workbench.running import marked
+from workbench.store import Evaluation, Store, hash_users
 
 FIDELITY_USERS = {"statistical": 200, "llm": 20}
 
@@ -60,7 +60,7 @@ def simulate(store: Store, experiment: Experiment, settings: SimulationSettings,
     users = pick_users(split, settings, experiment.seed)
     client = chat_client(settings, store)
     run = store.start_run("simulate", experiment.name, resolved.model_dump(mode="json"), experiment.seed, dataset, split)
-    with marked(store, run):
+    with marked(store, run, "workbench simulate --resume"):
         return _run(store, run, resolved, split, users, client, progress)
 
 
@@ -85,7 +85,7 @@ def resume(store: Store, run: str, progress: Progress, llm: LLMSettings | None =
     users = pick_users(split, resolved.simulation, resolved.seed)
     client = chat_client(resolved.simulation, store)
     store.record_status(run, "resumed")
-    with marked(store, run):
+    with marked(store, run, "workbench simulate --resume"):
         return _run(store, run, resolved, split, users, client, progress)
 
 
@@ -107,32 +107,6 @@ def chat_client(settings: SimulationSettings, store: Store) -> ChatClient | None
     budget = Budget(tokens=llm.max_tokens, cost=llm.max_cost, calls=llm.max_calls, wall=llm.max_seconds)
     cache = store.response_cache()
     return connect(llm.spec, cache=cache, concurrency=llm.concurrency, timeout=llm.timeout, retries=llm.retries, budget=budget)
-
-
-@contextmanager
-def marked(store: Store, run: str) -> Iterator[None]:
-    """Records how a run ended, whatever ended it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _record(store, run, "stopped", "interrupted")
-        raise RunStoppedError(
-            f"run {run} interrupted; all finished pages are stored, go on with: workbench simulate --resume {run}"
-        ) from None
-    except WorkbenchError as error:
-        _record(store, run, "stopped" if isinstance(error, RunStoppedError) else "failed", str(error))
-        hint = "" if "--resume" in str(error) else f" (run {run} keeps its pages; go on with: workbench simulate --resume {run})"
-        raise type(error)(f"{error}{hint}") from error
-    except BaseException as error:
-        _record(store, run, "failed", f"{type(error).__name__}: {error}")
-        raise
-    store.record_status(run, "finished")
-
-
-def _record(store: Store, run: str, status: Status, message: str) -> None:
-    """Best effort: where the store itself is the trouble, the first error matters, not this one."""
-    with suppress(WorkbenchError):
-        store.record_status(run, status, message)
 
 
 def _run(

@@ -199,15 +199,15 @@ def test_versions_in_the_store(tmp_path: Path) -> None:
     child = PLAIN.revise("gepa", task="Rank well.")
     grandchild = child.revise("gepa", PLAIN, output="Ids, best first, such as C2 > C1")
     with Store.open(tmp_path / "store.sqlite") as store:
-        with pytest.raises(UnknownNameError, match=f"made from '{PLAIN.version}'"):
-            keep(store, child)
         rows = [keep(store, t) for t in (PLAIN, child, grandchild)]
         assert keep(store, child) == rows[1]
         assert [(row.parent, row.author) for row in rows] == [(None, "human"), (rows[0].id, "gepa"), (rows[1].id, "gepa")]
+        orphan = Template("orphan", "listwise", task="Rank.", parents=("0123456789ab",))
+        assert keep(store, orphan).parent is None
         store.add_prompt("persona", "You are a user.", "human")
-        assert [template for _, template in kept(store)] == [PLAIN, child, grandchild]
+        assert [template for _, template in kept(store)] == [PLAIN, child, grandchild, orphan]
         assert [find(store, key) for key in ("plain", rows[0].id, child.version, child.version[:6])] == [grandchild, PLAIN, child, child]
-        with pytest.raises(UnknownNameError, match=r"is unknown; store .* has plain"):
+        with pytest.raises(UnknownNameError, match=r"is unknown; store .* has orphan, plain"):
             find(store, "zzz")
         with pytest.raises(UnknownNameError, match="is unknown"):
             find(store, "")

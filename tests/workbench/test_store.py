@@ -23,7 +23,7 @@ from recsys_core.data.dataset import Dataset
 from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, RunStoppedError, UnknownNameError
 from simulators.events import Action, Exposure, PageRecord
-from workbench.store import CallTotals, Comparison, Evaluation, Opening, Store, code_version, hash_users
+from workbench.store import CallTotals, Comparison, Evaluation, Opening, PromptTrial, Store, code_version, hash_users
 from workbench.store.code_version import git_commit
 from workbench.store.models import Base
 
@@ -196,7 +196,8 @@ def fill(store: Store, run: str) -> None:
     )
     sink.calls([CallRecord("k2", "m", "ScoreRequest", False, 5, 0, 3, 1.5, 0.0, "HTTP 500")])
     store.response_cache().put("k", "m", ChatRequest(()), Response("x", 1, 1))
-    store.add_prompt("ranker", "Rank.", "person")
+    prompt = store.add_prompt("ranker", "Rank.", "person")
+    store.add_trial(run, PromptTrial(0, prompt.id, "search", "MRR", 40, 0.3, 0.2, 0.4, 2.5))
     store.record_opening(Opening("mind", "t" * 64, "r" * 64, "", "person", "the report", 1.5))
     store.add_evaluations(run, [evaluation()])
     store.add_comparisons(run, [Comparison("ease", "none", "agents", "test", "mrr", 0.01, -0.01, 0.03, 0.2)])
@@ -205,6 +206,15 @@ def fill(store: Store, run: str) -> None:
 def evaluation(**changed: object) -> Evaluation:
     values = np.array([0.1, 0.5, np.float32(1) / 3], np.float32)
     return replace(Evaluation("ease", "none", 0, "test", "mrr", 0.3, 0.1, 0.5, values, hash_users(np.arange(3))), **changed)
+
+
+def test_trials_read_back_in_order_and_a_repeated_number_changes_nothing(store: Store) -> None:
+    run = start(store)
+    prompt = store.add_prompt("ranker", "Rank.", "person").id
+    second, first = (PromptTrial(number, prompt, "search", "MRR", 40, 0.3, 0.2, 0.4, 2.5) for number in (1, 0))
+    for trial in (second, first, replace(first, mean=0.9)):
+        store.add_trial(run, trial)
+    assert store.trials(run) == [first, second]
 
 
 def test_insert_or_replace_does_not_slip_past_the_triggers(store: Store) -> None:

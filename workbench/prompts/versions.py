@@ -59,15 +59,14 @@ def diff(a: Template, b: Template) -> dict[str, list[str]]:
 def keep(store: Store, template: Template) -> PromptVersion:
     """Keeps a template in the store and gives back its row; one that is there already is left as it is.
 
-    The row's parent is the first of the template's parents, which must have been kept before (else UnknownNameError); its text, the
-    TOML, names all of them.
+    The row's parent is the first of the template's parents that the store has; its text, the TOML, names all of them.
     """
-    parent = None
-    if template.parents:
-        first = template.parents[0]
-        parent = next((row.id for row, known in kept(store) if known.version == first), None)
-        if parent is None:
-            raise UnknownNameError(f"template {template.name!r} was made from {first!r}, which store {store.where} lacks; keep that first")
+    rows: dict[str, str] = {}
+    for row, known in kept(store):
+        if known == template:
+            return row
+        rows.setdefault(known.version, row.id)
+    parent = next((rows[version] for version in template.parents if version in rows), None)
     return store.add_prompt(template.name, to_toml(template), template.author, parent)
 
 

@@ -239,6 +239,24 @@ class OpeningRow(Base):
     at: Mapped[Real]
 
 
+class TrialRow(Base):
+    """One template of a prompt search on some rows of a part (`train`, `search`, `fresh`, `test`): the metric's mean with its interval."""
+
+    __tablename__ = "prompt_trial"
+    __table_args__ = (UniqueConstraint("run_id", "number"),)
+    id: Mapped[Id]
+    run_id: Mapped[RunId]
+    number: Mapped[int]
+    prompt_id: Mapped[str] = mapped_column(String(16), ForeignKey("prompt_version.id"))
+    part: Mapped[Word]
+    metric: Mapped[Word]
+    n: Mapped[int]
+    mean: Mapped[Real]
+    low: Mapped[Real]
+    high: Mapped[Real]
+    at: Mapped[Real]
+
+
 class EvaluationRow(Base):
     """One metric of one model: mean with interval, and the per-user values (float32, little endian) behind it."""
 

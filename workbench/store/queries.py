@@ -31,6 +31,7 @@ from workbench.store.models import (
     PromptRow,
     Run,
     RunEvent,
+    TrialRow,
 )
 from workbench.store.records import (
     AgentRecord,
@@ -40,6 +41,7 @@ from workbench.store.records import (
     Interactions,
     ItemRecord,
     Opening,
+    PromptTrial,
     PromptVersion,
     RunSummary,
     StatusEvent,
@@ -203,6 +205,11 @@ class StoreReader:
         query = select(PromptRow.id, PromptRow.name, PromptRow.text, PromptRow.parent, PromptRow.author, PromptRow.created)
         query = query.where(PromptRow.name == name) if name else query
         return [PromptVersion(*row) for row in self._rows(query.order_by(PromptRow.created, PromptRow.id))]
+
+    def trials(self, run: str) -> list[PromptTrial]:
+        """The trials of a prompt search, in order."""
+        query = select(*(getattr(TrialRow, name) for name in PromptTrial.__dataclass_fields__))
+        return [PromptTrial(*row) for row in self._rows(query.where(TrialRow.run_id == self.resolve(run)).order_by(TrialRow.number))]
 
     def openings(self, test_hash: str = "") -> list[Opening]:
         """Looks at sealed test splits, all or those of one, oldest first."""

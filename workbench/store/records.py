@@ -130,6 +130,24 @@ class Opening:
     at: float
 
 
+@dataclass(frozen=True)
+class PromptTrial:
+    """What a prompt search measured: a prompt version on n rows of a part, mean of the metric and 95% interval.
+
+    number: place in the search, from 0; at: seconds since 1970 (UTC).
+    """
+
+    number: int
+    prompt_id: str
+    part: str
+    metric: str
+    n: int
+    mean: float
+    low: float
+    high: float
+    at: float
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """One metric of one model on one part (`valid`, `test`): mean, its interval, and the value of each user [n] float32.

@@ -19,9 +19,20 @@ from recsys_core.errors import DataError, UnknownNameError
 from workbench.store.cache import StoreCache
 from workbench.store.code_version import code_version
 from workbench.store.database import Database
-from workbench.store.models import ComparisonRow, DatasetItem, DatasetRow, DatasetUser, EvaluationRow, OpeningRow, PromptRow, Run, RunEvent
+from workbench.store.models import (
+    ComparisonRow,
+    DatasetItem,
+    DatasetRow,
+    DatasetUser,
+    EvaluationRow,
+    OpeningRow,
+    PromptRow,
+    Run,
+    RunEvent,
+    TrialRow,
+)
 from workbench.store.queries import StoreReader
-from workbench.store.records import Comparison, Evaluation, Opening, PromptVersion, Status
+from workbench.store.records import Comparison, Evaluation, Opening, PromptTrial, PromptVersion, Status
 from workbench.store.schema import ensure_schema
 from workbench.store.sink import RunSink
 
@@ -124,6 +135,12 @@ class Store(StoreReader):
         except IntegrityError as error:
             raise UnknownNameError(f"no prompt version {parent!r} in store {self.where}; add the parent of {name!r} first") from error
         return next(p for p in self.prompts(name) if p.id == version)
+
+    def add_trial(self, run: str, trial: PromptTrial) -> None:
+        """Appends a trial of a prompt search. A number the run has is left as it is: a resumed search repeats what it measured before."""
+        run_id = self.resolve(run)
+        with self._database.write("run the search again") as connection:
+            connection.execute(self._database.insert_new(TrialRow), {"run_id": run_id, **asdict(trial)})
 
     def record_opening(self, opening: Opening) -> None:
         """Writes down a look at a sealed test split; it is kept when this returns."""

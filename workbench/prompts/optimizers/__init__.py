@@ -1,0 +1,1 @@
+"""Ways to improve a ranking template, a file each."""
