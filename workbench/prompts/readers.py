@@ -91,10 +91,13 @@ def read_recprompt(path: Path) -> list[Row]:
     return rows
 
 
-def po4isr_task(folder: Path) -> RankingTask:
-    """PO4ISR's own splits of one domain: `train_50.json`, `valid.json`, `test_seed_42.json`."""
-    parts = [read_po4isr(folder / name) for name in ("train_50.json", "valid.json", "test_seed_42.json")]
-    return RankingTask(f"po4isr-{folder.name}", f"PO4ISR, {folder.name}, its own splits, test of seed 42", *parts)
+def po4isr_task(folder: Path, train: int | None = None, dev: int | None = None, test: int | None = None, seed: int = 0) -> RankingTask:
+    """PO4ISR's own splits of one domain: `train_50.json`, `valid.json`, `test_seed_42.json`, or so many rows of each, drawn by chance."""
+    parts = []
+    for name, size in (("train_50.json", train), ("valid.json", dev), ("test_seed_42.json", test)):
+        rows = read_po4isr(folder / name)
+        parts.append(rows if size is None else divide(rows, (size,), seed)[0])
+    return RankingTask(f"po4isr-{folder.name}", f"PO4ISR, {folder.name}, its own splits, test of seed 42; seed {seed}", *parts)
 
 
 def read_po4isr(path: Path) -> list[Row]:
