@@ -8,9 +8,10 @@ import typer
 from rich.markup import escape
 
 from recsys_core.errors import WorkbenchError
-from workbench.cli import data, models
+from workbench.cli import data, models, prompts
 from workbench.cli.demo import demo
 from workbench.cli.export import export
+from workbench.cli.optimize import optimize
 from workbench.cli.recommend import recommend
 from workbench.cli.runs import dashboard, runs
 from workbench.cli.simulate import augment, simulate
@@ -30,6 +31,8 @@ app.command("evaluate")(models.evaluate)
 app.command("recommend")(recommend)
 app.command("simulate")(simulate)
 app.command("augment")(augment)
+app.command("optimize")(optimize)
+app.add_typer(prompts.app, name="prompts")
 app.command("export")(export)
 app.command("runs")(runs)
 app.command("dashboard")(dashboard)

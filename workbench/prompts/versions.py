@@ -6,9 +6,11 @@ import difflib
 import json
 import re
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys_core.errors import DataError, UnknownNameError
+from workbench.prompts.starting import STARTING
 from workbench.prompts.templates import SECTIONS, Template
 
 if TYPE_CHECKING:
@@ -93,6 +95,22 @@ def find(store: Store, key: str) -> Template:
     names = sorted({row.name for row, _ in rows})
     problem = f"is ambiguous: versions {', '.join(sorted(matches)[:4])}" if matches else "is unknown"
     raise UnknownNameError(f"template {key!r} {problem}; store {store.where} has {', '.join(names) or 'none'}")
+
+
+def resolve(store: Store, key: str) -> Template:
+    """The template of a TOML file, of a starting template's name, or of anything `find` knows, looked for in this order.
+
+    Raises DataError for a file that cannot be read and UnknownNameError for what is nowhere.
+    """
+    if key.endswith(".toml"):
+        try:
+            return from_toml(Path(key).read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"template file {key} cannot be read: {error}") from None
+    try:
+        return STARTING[key] if key in STARTING else find(store, key)
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error}; built in are {', '.join(sorted(STARTING))}") from None
 
 
 def _check_type(name: str, value: object) -> None:

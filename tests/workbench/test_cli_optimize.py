@@ -1,0 +1,239 @@
+"""Prompt searches through the command line against a real server: plan, search, kill, resume, test, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agents.fault_server import FaultServer, Step, delayed, say
+from tests.workbench.conftest import Cli, one_line_error
+from workbench.store import Store
+
+pytest.importorskip("langchain_openai")
+PLANTED = "Prefer the kind of film they took most often."
+KINDS = ("western", "musical", "thriller", "comedy", "horror")
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sessions of one kind of film as PO4ISR writes them: the target is the one candidate of that kind."""
+    folder = tmp_path_factory.mktemp("po4isr") / "films"
+    folder.mkdir()
+    draw = random.Random(0)
+    for name, rows in (("train_50", 8), ("valid", 40), ("test_seed_42", 30)):
+        sessions = []
+        for _ in range(rows):
+            kind, *others = draw.sample(KINDS, 5)
+            titles = [f"A {other} of {draw.randrange(1000)}" for other in (*others, *others)]
+            target = f"A {kind} of {draw.randrange(1000)}"
+            titles.insert(place := draw.randrange(9), target)
+            taken = [f"A {kind} of {draw.randrange(1000)}" for _ in range(4)]
+            text = "Current session interactions: " + listed(taken) + "\nCandidate set: " + listed(titles)
+            sessions.append({"input": text, "target": target, "target_index": place + 1})
+        (folder / f"{name}.json").write_text(json.dumps(sessions))
+    return folder
+
+
+def listed(titles: list[str]) -> str:
+    return "[" + ",".join(f'{n}."{title}"' for n, title in enumerate(titles, 1)) + "]"
+
+
+def model(body: dict[str, Any]) -> Step:
+    """Ranks by kind where the prompt says what matters, else by title; asked for sections, it proposes to say so."""
+    text = body["messages"][-1]["content"]
+    if "<section" in text:
+        return say(f'Kinds matter.\n<section name="task">\nRank the candidates. {PLANTED}\n</section>')
+    taken = re.findall(r"^- A (\w+) of", text, re.M)
+    offered = re.findall(r"^(C\d+)\. A (\w+) of (\d+)", text, re.M)
+    liked = max(taken, key=taken.count)
+    order = sorted(offered, key=lambda one: (PLANTED in text and one[1] != liked, one[2]))
+    return say(" > ".join(id_ for id_, _, _ in order), prompt_tokens=300, completion_tokens=30)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer(model) as running:
+        yield running
+
+
+def search(films: Path, server: FaultServer, *more: str) -> tuple[str, ...]:
+    return ("optimize", f"po4isr:{films}", "--llm", f"vllm:test@{server.url}", "--optimizer", "recprompt", "--set", "iterations=2", *more)
+
+
+def test_a_search_finds_confirms_and_tests_and_a_second_one_asks_nothing(cli: Cli, films: Path, server: FaultServer) -> None:
+    code, out, err = cli(*search(films, server, "--json"))
+    assert code == 0, err
+    found = json.loads(out)
+    assert "20 rows to search by; 20 to confirm on" in err
+    assert found["confirmed"]
+    assert found["dev"]["after"]["MRR"]["value"] > 0.95
+    assert found["test"]["rows"] == 30
+    difference = found["test"]["difference"]["MRR"]
+    assert 0 < difference["low"] <= difference["value"] <= difference["high"]
+    assert set(found["test"]["baselines"]) == {"random", "popularity", "word overlap", "tfidf"}
+    assert sum(counts["calls"] for counts in found["calls"]) == len(server.requests)
+    asked = len(server.requests)
+    again = json.loads(cli(*search(films, server, "--json"))[1])
+    assert len(server.requests) == asked
+    assert again["test"] == found["test"]
+    assert again["run"] != found["run"]
+
+    code, out, _ = cli("prompts", "diff", "plain", found["favourite"]["version"])
+    assert code == 0
+    assert f"+ Rank the candidates. {PLANTED}" in out
+    openings = json.loads(cli("prompts", "openings", "--json")[1])
+    assert [o["template"] for o in openings] == [found["favourite"]["version"]] * 2
+    assert all("workbench optimize" in o["reason"] for o in openings)
+    listed = json.loads(cli("prompts", "list", "--json")[1])
+    (child,) = [row for row in listed if row["version"] == found["favourite"]["version"]]
+    assert child["author"] == "recprompt"
+    assert child["parent"] == found["start"]["version"]
+
+
+def test_people_read_the_result_and_what_the_store_keeps(cli: Cli, films: Path, server: FaultServer, tmp_path: Path) -> None:
+    code, out, _ = cli(*search(films, server))
+    assert code == 0
+    assert "Fresh dev rows, which the search has not seen (20)" in out
+    assert "Test rows, opened once (30)" in out
+    assert "Better: MRR +" in out
+    with Store.open(tmp_path / "store.sqlite") as store:
+        (run,) = store.runs("optimize")
+        trials = store.trials(run.id)
+        assert run.status == "finished"
+        assert {trial.part for trial in trials} == {"train", "search", "fresh", "test"}
+        assert [trial.number for trial in trials] == list(range(len(trials)))
+        arms = {(e.arm, e.part) for e in store.evaluations(run.id)}
+        assert arms == {(arm, part) for arm in ("start", "favourite", "baseline") for part in ("fresh", "test")}
+        assert {c.part for c in store.comparisons(run.id)} == {"fresh", "test"}
+        assert store.call_totals(run.id).calls == len(server.requests)
+
+
+def test_a_killed_search_resumes_and_repeats_no_answered_call(films: Path, tmp_path: Path) -> None:
+    """A real SIGINT, then a kill -9, then resume: the same figures as a search nobody touched."""
+    with FaultServer(model) as fast:
+        whole = run_json([*command(films, fast, tmp_path / "whole.sqlite"), "--json"])
+        expected = len(fast.requests)
+    with FaultServer(lambda body: delayed(model(body), 0.1)) as slow:
+        store = tmp_path / "store.sqlite"
+        arguments = command(films, slow, store)
+        for wanted, how in ((10, signal.SIGINT), (40, signal.SIGKILL)):
+            child = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+            end = time.monotonic() + 60
+            while len(slow.requests) < wanted and time.monotonic() < end:
+                time.sleep(0.02)
+            child.send_signal(how)
+            _, err = child.communicate(timeout=60)
+            with Store.open(store) as opened:
+                (run,) = opened.runs("optimize")
+            if how == signal.SIGINT:
+                assert child.returncode == 4, err
+                assert f"workbench optimize --resume {run.id}" in one_line_error(err)
+            arguments = [*arguments[:6], "--resume", run.id, "--concurrency", "2"]
+        done = run_json([*arguments, "--json"])
+        for part in ("dev", "test"):
+            assert done[part] == whole[part]
+        assert done["run"] == run.id
+        # Two calls may be under way at each of the two stops; whatever was answered is not asked again.
+        assert expected <= len(slow.requests) <= expected + 2 * 2
+        with Store.open(store) as opened:
+            assert opened.run(run.id).status == "finished"
+            trials = opened.trials(run.id)
+            assert [trial.number for trial in trials] == list(range(len(trials)))
+            assert len({(t.prompt_id, t.part, t.n, t.mean) for t in trials}) == len(trials)
+
+
+def command(films: Path, server: FaultServer, store: Path) -> list[str]:
+    # The task, and all that follows it, is the stored run's on a resume.
+    head = [sys.executable, "-m", "workbench.cli.main", "optimize", "--store", str(store)]
+    return [*head, *search(films, server)[1:], "--concurrency", "2"]
+
+
+def run_json(arguments: list[str]) -> dict[str, Any]:
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_a_plan_asks_nothing(cli: Cli, films: Path, server: FaultServer) -> None:
+    code, out, _ = cli(*search(films, server, "--plan", "--json"))
+    plan = json.loads(out)
+    assert code == 0
+    assert plan["rows"] == {"search": 20, "fresh": 20, "test": 30}
+    assert 0 < plan["detectable"]["test"] < plan["detectable"]["dev"] < 1
+    # Start and three finalists on the fresh rows, two templates on the test rows, each with one retry.
+    assert plan["final"]["most"]["calls"] == 2 * (4 * 20 + 2 * 30)
+    assert server.requests == []
+
+
+def test_a_budget_is_never_passed_and_what_it_leaves_is_confirmed(cli: Cli, films: Path, server: FaultServer) -> None:
+    code, out, err = cli(*search(films, server, "--max-calls", "310", "--json"))
+    assert code == 0, err
+    found = json.loads(out)
+    assert len(server.requests) <= 310
+    assert "calls budget" in found["stopped"]
+    assert found["dev"]["rows"] == 20
+    code, _, err = cli(*search(films, server, "--max-calls", "279"))
+    assert code == 2
+    assert "final scoring alone may take 280" in one_line_error(err)
+
+
+def test_a_template_is_tested_for_a_reason_beside_another_that_shows_the_same(cli: Cli, films: Path, server: FaultServer) -> None:
+    test = ("prompts", "test", "plain", f"po4isr:{films}", "--llm", f"vllm:test@{server.url}", "--test", "12")
+    code, out, _ = cli(*test, "--reason", "a test", "--against", "recprompt", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["openings"] == 1
+    assert set(found["difference"]["MRR"]) == {"value", "low", "high", "p"}
+    assert len(server.requests) == 24
+    code, _, err = cli(*test, "--reason", " ")
+    assert code == 2
+    assert "opened for no reason" in one_line_error(err)
+    code, _, err = cli(*test, "--reason", "a test", "--against", "likelihood")
+    assert code == 2
+    assert "gives no likelihoods" in one_line_error(err)
+    assert len(json.loads(cli("prompts", "openings", "--json")[1])) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("optimize", "films"), "task 'films' is not of the form po4isr:"),
+        (("optimize", "po4isr:nowhere"), "cannot be read"),
+        (("optimize", "po4isr:FILMS", "--optimizer", "magic"), "optimizer 'magic'"),
+        (("optimize", "po4isr:FILMS", "--set", "magic=1"), "magic"),
+        (("optimize", "po4isr:FILMS", "--metric", "luck"), "luck"),
+        (("optimize", "po4isr:FILMS", "--template", "nothing"), "built in are choice, likelihood"),
+        (("optimize", "--resume", "latest"), "optimize"),
+        (("prompts", "show", "nothing"), "built in are choice, likelihood"),
+        (("prompts", "add", "mine.txt"), "is not a .toml file"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do(
+    cli: Cli, films: Path, server: FaultServer, arguments: tuple[str, ...], said: str
+) -> None:
+    more = ("--llm", f"vllm:test@{server.url}") if arguments[0] == "optimize" else ()
+    code, _, err = cli(*(a.replace("FILMS", str(films)) for a in arguments), *more)
+    assert code == 2
+    assert said in one_line_error(err)
+    assert server.requests == []
+
+
+def test_a_template_goes_out_as_toml_and_comes_back_as_a_version(cli: Cli, tmp_path: Path) -> None:
+    _, toml, _ = cli("prompts", "show", "plain")
+    file = tmp_path / "mine.toml"
+    file.write_text(toml.replace('name = "plain"', 'name = "mine"').replace("choose them next", "take them next"))
+    code, out, _ = cli("prompts", "add", str(file))
+    assert code == 0
+    assert out.startswith("mine ")
+    _, out, _ = cli("prompts", "diff", "plain", "mine", "--json")
+    assert set(json.loads(out)) == {"task", "name"}

@@ -1,0 +1,72 @@
+"""Templates on sealed test rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agents.chat import Counts
+from recsys_core.evaluation import Comparison
+from workbench.config import LLMSettings
+from workbench.llm import chat_client
+from workbench.optimization.settings import TaskSettings, load_task
+from workbench.prompts.baselines import measure_baselines
+from workbench.prompts.metrics import Measured, compare, measure
+from workbench.prompts.ranked import Ranked, Rates, rates
+from workbench.prompts.rankers import ranker_for
+from workbench.prompts.tasks import RankingTask
+from workbench.prompts.templates import Template, same_features
+from workbench.prompts.versions import keep
+from workbench.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Tested:
+    """A template on the sealed test rows, beside baselines; against: another one, and how the first differs from it, by metric."""
+
+    task: RankingTask
+    measured: Measured
+    rates: Rates
+    baselines: list[Measured]
+    against: Measured | None
+    differences: dict[str, Comparison]
+    counts: Counts
+
+
+def measure_on_test(
+    store: Store,
+    task: TaskSettings,
+    llm: LLMSettings,
+    template: Template,
+    reason: str,
+    metrics: Sequence[str],
+    *,
+    against: Template | None = None,
+    repetitions: int = 1,
+    seed: int = 0,
+) -> Tested:
+    """Opens the test rows for a stated reason, which the store's journal keeps, and measures one template, or two that show the same.
+
+    Raises DataError for an empty reason and for templates that show different features, before anything is opened.
+    """
+    if against is not None:
+        same_features(template, against)
+    loaded, client = load_task(task, seed), chat_client(store, llm)
+    templates = (template, *((against,) if against else ()))
+    rankers = [ranker_for(client, t, repetitions=repetitions, seed=seed) for t in templates]
+    keep(store, template)
+    rows = loaded.test.open(reason, store, template=template.version)
+
+    async def ranked() -> list[list[Ranked]]:
+        return [await ranker.rank(rows) for ranker in rankers]
+
+    results = asyncio.run(ranked())
+    found = [
+        measure(f"{t.name} {t.version}", rows, [one.ranking for one in result], metrics)
+        for t, result in zip(templates, results, strict=True)
+    ]
+    other = found[1] if against else None
+    differences = {name: compare(found[0], other, name, seed) for name in metrics} if other else {}
+    baselines = measure_baselines(loaded.train, rows, metrics)
+    return Tested(loaded, found[0], rates(results[0]), baselines, other, differences, client.counts)
