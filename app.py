@@ -13,7 +13,9 @@ import altair as alt
 import streamlit as st
 
 from workbench import WorkbenchError
-from workbench.store import AgentRecord, Evaluation, ItemRecord, PageRecord, RunSummary, Store
+from workbench.prompts.templates import Template
+from workbench.prompts.versions import diff, kept
+from workbench.store import AgentRecord, Evaluation, ItemRecord, PageRecord, PromptTrial, RunSummary, Store
 
 TAKEN = "●"
 
@@ -72,6 +74,8 @@ def show_run(store: Store, run: RunSummary) -> None:
     facts = {"status": run.status, "agents": run.agents, "pages": run.pages, "model calls": calls.calls, "from cache": calls.cached}
     for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
         column.metric(name, value)
+    if run.kind == "optimize":
+        show_search(store, run)
     evaluations = store.evaluations(run.id)
     if evaluations:
         show_metrics(evaluations)
@@ -86,8 +90,9 @@ def show_metrics(evaluations: list[Evaluation]) -> None:
     """One metric as a chart with intervals, and all of them as a table."""
     st.subheader("Metrics")
     metric = st.selectbox("Metric", sorted({e.metric for e in evaluations}))
+    parts = {e.part for e in evaluations}
     rows = [
-        {"who": f"{e.model} · {e.arm}" if e.arm != "none" else e.model, "seed": str(e.seed), "value": e.mean, "low": e.low, "high": e.high}
+        {"who": " · ".join(named(e, len(parts) > 1)), "seed": str(e.seed), "value": e.mean, "low": e.low, "high": e.high}
         for e in evaluations
         if e.metric == metric
     ]
@@ -104,6 +109,50 @@ def show_metrics(evaluations: list[Evaluation]) -> None:
     columns = ("model", "arm", "seed", "part", "metric", "mean", "low", "high")
     table = [{name: getattr(e, name) for name in columns} for e in evaluations]
     st.dataframe(table, hide_index=True, width="stretch")
+
+
+def named(e: Evaluation, with_part: bool) -> list[str]:
+    """What a figure is of."""
+    return [e.model, *([e.arm] if e.arm != "none" else []), *([e.part] if with_part else [])]
+
+
+def show_search(store: Store, run: RunSummary) -> None:
+    """A prompt search: what it tried in order, how start and favourite differ, and each template beside the one it was made from."""
+    st.subheader("Prompt search")
+    templates = {row.id: template for row, template in kept(store)}
+    trials = store.trials(run.id)
+    if not trials:
+        st.info("Nothing was tried yet.")
+        return
+    rows = [trial_row(trial, templates[trial.prompt_id]) for trial in trials]
+    base = alt.Chart(alt.Data(values=rows))
+    color, x = alt.Color("part:N", sort=["train", "search", "fresh", "test"]), alt.X("trial:O", title="trial")
+    value = alt.Y("low:Q", title=f"{trials[0].metric}, mean and 95% interval", scale=alt.Scale(zero=False))
+    tooltip = ["template:N", "part:N", "rows:Q", "mean:Q", "low:Q", "high:Q"]
+    bars = base.mark_rule(strokeWidth=2).encode(x=x, y=value, y2="high:Q", color=color)
+    st.altair_chart(bars + base.mark_point(filled=True, size=60).encode(x=x, y="mean:Q", color=color, tooltip=tooltip), width="stretch")
+    st.dataframe(rows, hide_index=True, width="stretch")
+    columns = ("arm_a", "arm_b", "part", "metric", "difference", "low", "high", "p")
+    if differences := store.comparisons(run.id):
+        st.dataframe([{name: getattr(c, name) for name in columns} for c in differences], hide_index=True, width="stretch")
+    tried = {templates[trial.prompt_id].version: templates[trial.prompt_id] for trial in trials}
+    chosen = st.selectbox("Template", list(tried.values()), format_func=lambda t: f"{t.name} {t.version} · {t.author}")
+    known = {template.version: template for template in templates.values()}
+    parent = next((known[version] for version in chosen.parents if version in known), None)
+    if parent is not None:
+        st.text(f"Changed from {parent.version}")
+        changes = [f"{name}\n" + "\n".join(lines) for name, lines in diff(parent, chosen).items()]
+        st.code("\n\n".join(changes), language="diff")
+    # Text of a template is data: shown as it is, never as markup.
+    st.code(chosen.render((), ()).document, language=None)
+
+
+def trial_row(trial: PromptTrial, template: Template) -> dict[str, object]:
+    """One line of the list of trials."""
+    return {
+        "trial": trial.number, "template": f"{template.name} {template.version}", "part": trial.part, "rows": trial.n,
+        "mean": trial.mean, "low": trial.low, "high": trial.high,
+    }  # fmt: skip
 
 
 def show_agent(store: Store, run: RunSummary, agents: list[AgentRecord]) -> None:

@@ -18,7 +18,9 @@ from tests.workbench.conftest import write_csv
 from workbench.cli.ui import step
 from workbench.config import DataSettings, Experiment, LoopSettings, ModelSettings, SimulationSettings
 from workbench.experiment import run_experiment
-from workbench.store import Store
+from workbench.prompts.starting import PLAIN
+from workbench.prompts.versions import keep
+from workbench.store import Comparison, PromptTrial, Store
 
 pytest.importorskip("streamlit")
 APP = Path(__file__).resolve().parents[1] / "app.py"
@@ -69,6 +71,31 @@ def test_runs_metrics_and_an_agents_pages(store_file: Path, monkeypatch: pytest.
     for frame, page in zip(shown, pages, strict=True):
         assert frame["position"].tolist() == list(range(1, len(page.exposures) + 1))
         assert (frame["taken"] != "").sum() == len(page.actions)
+
+
+def test_a_prompt_search_shows_its_trials_and_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamlit.testing.v1 import AppTest
+
+    path = tmp_path / "store.sqlite"
+    child = PLAIN.revise("recprompt", task="Put first what resembles the **latest** items.")
+    with Store.open(path) as store:
+        run = store.start_run("optimize", "made up", {}, 0)
+        for number, template in enumerate((PLAIN, child)):
+            prompt = keep(store, template).id
+            store.add_trial(run, PromptTrial(number, prompt, "search", "MRR", 20, 0.3 + number / 10, 0.2, 0.5, 1.0))
+        store.add_comparisons(run, [Comparison("recprompt", "start", "favourite", "test", "MRR", 0.1, 0.01, 0.2, 0.04)])
+        store.record_status(run, "finished")
+    monkeypatch.setenv("WORKBENCH_STORE", str(path))
+    app = AppTest.from_file(str(APP), default_timeout=60).run()
+    assert not app.exception
+    trials, differences = (d.value for d in app.dataframe[1:3])
+    assert trials["mean"].tolist() == [0.3, 0.4]
+    assert differences["p"].tolist() == [0.04]
+    (box,) = [s for s in app.selectbox if s.label == "Template"]
+    box.select_index(1).run()
+    assert not app.exception
+    assert "+ Put first what resembles the **latest** items." in app.code[0].value
+    assert app.code[1].value.startswith("Put first what resembles")
 
 
 def test_a_missing_store_is_said_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
