@@ -26,7 +26,7 @@ class Plan:
     """What is known before anything is asked.
 
     search, fresh, test: numbers of rows, test 0 where they stay sealed; final: what confirmation and test take at the end; fresh_effect,
-    test_effect: the least difference of the metric that these rows show with 80% chance at level .05, by `sd`, a guess from baselines;
+    test_effect: the least difference of the metric that these rows show with 80% chance, by `sd`, a guess from baselines;
     searching: the budget of the search, which leaves enough for the end; outlook: how far it goes, in words.
     """
 
@@ -81,5 +81,9 @@ def make_plan(work: Work) -> Plan:
     searching = hold_back(work.budget, final, (work.budget.wall or 0.0) / 2)
     baselines = measure_baselines(task.train, fresh, rules.reported)
     sd = expected_sd(baselines, rules.metric)
-    effects = tuple(minimum_detectable_effect(n, sd) if n > 1 else math.inf for n in (len(fresh), tested))
+    # Several finalists share the level of the confirming test; the test rows see one.
+    effects = [
+        minimum_detectable_effect(n, sd, alpha) if n > 1 else math.inf
+        for n, alpha in ((len(fresh), rules.alpha / rules.finalists), (tested, rules.alpha))
+    ]
     return Plan(len(search), len(fresh), tested, baselines, final, sd, effects[0], effects[1], searching, outlook(work.budget, final))

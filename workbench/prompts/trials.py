@@ -69,13 +69,14 @@ class Trials:
     async def measure(self, template: Template, rows: Sequence[Row], repeat: int = 0) -> Trial:
         """Ranks the rows and measures each. Raises DataError for features other than the first template's, and what a ranker raises."""
         same_features(self.start, template)
-        new = [row for row in rows if (template.version, row.id, repeat) not in self._known]
+        version = template.version
+        new = [row for row in rows if (version, row.id, repeat) not in self._known]
         if new:
             ranked = await self._rankers(template).rank(new, repeat)
             values = measure(template.name, new, [one.ranking for one in ranked], [self.metric])[self.metric]
             for row, one, value in zip(new, ranked, values, strict=True):
-                self._known[template.version, row.id, repeat] = one, float(value)
-        known = [self._known[template.version, row.id, repeat] for row in rows]
+                self._known[version, row.id, repeat] = one, float(value)
+        known = [self._known[version, row.id, repeat] for row in rows]
         measured = Measured(template.name, tuple(row.id for row in rows), {self.metric: np.array([value for _, value in known])})
         trial = Trial(template, tuple(rows), tuple(one for one, _ in known), measured)
         self.tried.append(trial)
@@ -86,8 +87,9 @@ class Trials:
     def known(self, template: Template) -> dict[str, float]:
         """What is known of a template: by row id, the mean of the metric over the repetitions that were measured."""
         found: dict[str, list[float]] = {}
+        wanted = template.version
         for (version, row, _), (_, value) in self._known.items():
-            if version == template.version:
+            if version == wanted:
                 found.setdefault(row, []).append(value)
         return {row: float(np.mean(values)) for row, values in found.items()}
 
