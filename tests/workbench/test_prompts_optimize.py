@@ -48,7 +48,9 @@ class Greedy:
 
 
 def searched(quality: Callable[[Template], float], wordings: tuple[str, ...], seed: int = 0, **more: Any) -> Report:
-    return asyncio.run(optimize(task(), PLAIN, Greedy(wordings), rankers(quality, seed=seed), Rules(metrics=("NDCG@5",), seed=seed), **more))
+    return asyncio.run(
+        optimize(task(), PLAIN, Greedy(wordings), rankers(quality, seed=seed), Rules(metrics=("NDCG@5",), seed=seed), **more)
+    )
 
 
 def planted(template: Template) -> float:
@@ -71,7 +73,7 @@ def test_a_planted_improvement_is_found_confirmed_and_holds_on_the_test_rows() -
     assert parts.count(("test", 200)) == 2
     assert [m.name for m in report.test.baselines] == ["random", "popularity", "word overlap", "tfidf"]
     assert report.curse is not None
-    assert set(report.shrinkage) == {"start", "favourite"}
+    assert set(report.shrinkage) == {"favourite, search to fresh", "start, fresh to test", "favourite, fresh to test"}
 
 
 def test_noise_is_believed_by_a_greedy_loop_and_confirmed_in_no_more_than_five_percent() -> None:

@@ -70,7 +70,8 @@ class Report:
 
     favourite: the finalist with the best mean on the fresh rows, or the start where there was none; confirmed: whether the paired test on
     the fresh rows says that it is better, the only claim made here; claimed: whether the search itself says so; stopped: why it ended
-    early, if it did. confirmation and curse are None without finalists; test and shrinkage where the test part stayed sealed.
+    early, if it did. confirmation is None without finalists, curse where fewer than two templates were measured on all search rows, test
+    where the test part stayed sealed. shrinkage: by name of template and parts, how much better it looks on the first than on the second.
     """
 
     start: Template
@@ -131,20 +132,22 @@ async def optimize(
     best = _favourite(confirmation, [m for m, _ in others], rules.metric)
     favourite, after = (start, before) if best is None else (finalists[best], others[best])
 
-    tested, shrunk = None, {}
+    known = trials.known(favourite)
+    chosen = [row.id for row in search_rows if row.id in known]
+    by_search = Measured(favourite.name, tuple(chosen), {rules.metric: np.array([known[row] for row in chosen])})
+    tested, shrunk = None, {"favourite, search to fresh": (by_search, after[0])} if favourite is not start and chosen else {}
     if test is not None:
         reason, journal = test
         rows = task.test.open(reason, journal, template=favourite.version)
         there = await score(start, rows, "test")
         here = there if favourite is start else await score(favourite, rows, "test")
         tested = _part(there, here, task.train, rows, rules)
-        shrunk = {name: shrinkage(dev, part, rules.metric, rules.seed) for name, dev, part in (
-            ("start", before[0], there[0]), ("favourite", after[0], here[0])
-        )}  # fmt: skip
+        shrunk |= {"start, fresh to test": (before[0], there[0]), "favourite, fresh to test": (after[0], here[0])}
     return Report(
         start, favourite, confirmation is not None and confirmation.best is not None, outcome.claimed, outcome.note, stopped,
         len({trial.template.version for trial in trials.tried}), len(trials.rejected), _part(before, after, task.train, fresh, rules),
-        confirmation, _curse(trials, rules), tested, shrunk,
+        confirmation, _curse(trials, rules), tested,
+        {name: shrinkage(*parts, rules.metric, rules.seed) for name, parts in shrunk.items()},
     )  # fmt: skip
 
 

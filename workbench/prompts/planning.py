@@ -111,12 +111,9 @@ def estimate(
         once = calls if scored else calls // (1 + asking.retries)
         likely.append(_amount(once, -(-question.text // _BYTES_PER_TOKEN), -(-question.answer // 3), price))
     largest = Amount(max(a.tokens for a in most), max(a.cost for a in most), max(a.calls for a in most))
-    total, share = _sum(likely), 1 + unseen / len(rows)
-    return Estimate(
-        _sum([*most, _times(largest, unseen)]),
-        Amount(math.ceil(total.tokens * share), total.cost * share, math.ceil(total.calls * share)),
-        price is not None,
-    )
+    total, n = _sum(likely), len(rows)
+    whole = Amount(-(-total.tokens * (n + unseen) // n), total.cost * (n + unseen) / n, -(-total.calls * (n + unseen) // n))
+    return Estimate(_sum([*most, _times(largest, unseen)]), whole, price is not None)
 
 
 def hold_back(budget: Budget, final: Estimate, seconds: float = 0.0) -> Budget:
