@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
 from recsys_core.errors import DataError
@@ -80,7 +81,7 @@ class Template:
         for problem in self._problems():
             raise DataError(f"template {self.name!r}: {problem}")
 
-    @property
+    @cached_property
     def version(self) -> str:
         """Content hash: 12 hex digits over everything that can change a prompt. Name, parents and author cannot."""
         body = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("name", "parents", "author")}
