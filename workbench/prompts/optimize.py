@@ -162,17 +162,18 @@ def split_dev(task: RankingTask, rules: Rules) -> tuple[list[Row], list[Row]]:
 
 
 async def _searched(optimizer: Optimizer, trials: Trials) -> tuple[Outcome, str]:
-    """What the optimizer found; where the budget of the search ended it, the best it tried on at least half of the search rows."""
+    """What the optimizer found; where the budget of the search ended it, the best of those tried on enough search rows.
+
+    Enough is half of what any of them was tried on: a high mean over a few rows is mostly luck.
+    """
     try:
         return await optimizer.search(trials), ""
     except BudgetExceeded as spent:
         tried = {trial.template.version: trial.template for trial in trials.tried if trial.template.version != trials.start.version}
         rows = {row.id for row in trials.search}
-        means = {}
-        for version, template in tried.items():
-            known = [value for row, value in trials.known(template).items() if row in rows]
-            if 2 * len(known) >= len(rows):
-                means[version] = sum(known) / len(known)
+        values = {version: [v for row, v in trials.known(t).items() if row in rows] for version, t in tried.items()}
+        enough = max(map(len, values.values()), default=0) / 2
+        means = {version: sum(known) / len(known) for version, known in values.items() if known and len(known) >= enough}
         best = sorted(means, key=lambda version: -means[version])
         return Outcome(tuple(tried[version] for version in best), False, "the search ended with its budget"), str(spent)
 
