@@ -50,5 +50,5 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.runtime
-	@$(PIP) --editable '.[llm,dashboard,faiss,onnx,tensorboard,kernels,dev]'
+	@$(PIP) --editable '.[llm,dashboard,faiss,onnx,tensorboard,kernels,gepa,dspy,dev]'
 	@touch $@
