@@ -1,6 +1,8 @@
 # Everything a person runs. Needs only make and Python >= 3.11; all set-up goes into .venv.
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := .venv/bin
+# Processes of the test suite; each may take 2 GB.
+WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
 .PHONY: demo dashboard test lint types test-slow test-gpu test-browser test-postgres format clean
@@ -12,7 +14,7 @@ dashboard: .venv/.runtime  ## the Streamlit page over the store
 	@$(BIN)/workbench dashboard $(ARGS)
 
 test: lint types  ## what CI runs
-	$(BIN)/python -m pytest -m "not gpu and not slow and not browser and not postgres" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not slow and not browser and not postgres" $(ARGS)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
