@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.histories import Histories
 from recsys_core.data.jagged import Floats, Ints, Jagged
+from recsys_core.data.preferences import Preferences
 from recsys_core.data.split import Holdout
 from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError
@@ -45,6 +46,8 @@ class FitOptions:
     """`cpu`, `cuda`, `cuda:1`, or `auto` for a GPU where there is one. Models without tensors stay on the processor."""
     checkpoint_every: int = 1000
     """Steps between checkpoints, beside the one after every epoch."""
+    preferences: Preferences | None = None
+    """Pairs to learn from beside the log, for models that are trained on pairs; others refuse them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,8 @@ class Recommender(ABC):
 
     name: ClassVar[str]
     Config: ClassVar[type[ModelConfig]] = ModelConfig
+    learns_preferences: ClassVar[bool] = False
+    """Whether `FitOptions.preferences` are of use to the model."""
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         self.config = config or self.Config()
@@ -75,6 +80,10 @@ class Recommender(ABC):
         """Trains on a log; random parts are drawn from `config.seed` alone."""
         if len(dataset) == 0:
             raise DataError(f"dataset {dataset.name!r} has no interactions; {self.name} cannot be trained on it")
+        if options and options.preferences is not None:
+            if not self.learns_preferences:
+                raise DataError(f"{self.name} is not trained on pairs and would ignore the preferences; take one that is, such as bpr")
+            options.preferences.check(len(dataset.users), len(dataset.items))
         self.items, self.n_users = dataset.items, len(dataset.users)
         self._fit(dataset, progress or silent, options or FitOptions())
         return self

@@ -7,15 +7,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from agents.chat import CallRecord
 from recsys_core import Comparison
 from recsys_core.data import Dataset, Split
 from recsys_core.progress import Progress
 from simulators.events import PageRecord
 from workbench.augment import build_arms
-from workbench.config import Experiment
+from workbench.config import Experiment, ModelSettings
 from workbench.data import load_split
 from workbench.loop import Trained, compare_arms, store_results, train_and_evaluate
-from workbench.simulate import Outcome, simulate
+from workbench.prompts.channel import ranking_through
+from workbench.simulate import Outcome, resolved_model, simulate
 from workbench.store import Store
 
 Step = Callable[[str], AbstractContextManager[Progress]]
@@ -50,10 +52,12 @@ def run_experiment(store: Store, experiment: Experiment, step: Step) -> Report:
     with step(f"loading {experiment.data.name}"):
         dataset, split = load_split(experiment.data)
     with step(f"training {len(experiment.baselines)} recommenders") as progress:
-        metrics = experiment.loop.metrics
-        baselines = train_and_evaluate({"none": split.train}, split.test, experiment.baselines, 1, metrics, progress)
-        config = {"baselines": [m.model_dump() for m in experiment.baselines], "data": experiment.data.model_dump()}
+        metrics, calls = experiment.loop.metrics, list[CallRecord]()
+        config = {"baselines": _resolved(store, experiment.baselines), "data": experiment.data.model_dump()}
+        with ranking_through(store, calls.append):
+            baselines = train_and_evaluate({"none": split.train}, split.test, experiment.baselines, 1, metrics, progress)
         run = store.start_run("evaluate", experiment.name, config, experiment.seed, dataset, split)
+        store.sink(run).calls(calls)
         store_results(store, run, baselines, [])
         store.record_status(run, "finished")
     outcomes = []
@@ -70,11 +74,19 @@ def close_loop(store: Store, experiment: Experiment, dataset: Dataset, split: Sp
     pages: list[PageRecord] = [page for run in runs for page in store.pages(run)]
     arms = build_arms(split.train, pages, experiment.seed)
     settings = experiment.loop
-    config: dict[str, Any] = {"loop": settings.model_dump(), "data": experiment.data.model_dump(), "simulations": list(runs)}
+    loop = settings.model_dump() | {"models": _resolved(store, settings.models)}
+    config: dict[str, Any] = {"loop": loop, "data": experiment.data.model_dump(), "simulations": list(runs)}
     run = store.start_run("augment", experiment.name, config, experiment.seed, dataset, split)
-    trained = train_and_evaluate(arms, split.test, settings.models, settings.seeds, settings.metrics, progress)
+    sink = store.sink(run)
+    with ranking_through(store, lambda record: sink.calls([record])):
+        trained = train_and_evaluate(arms, split.test, settings.models, settings.seeds, settings.metrics, progress)
     comparisons = compare_arms(trained, settings.metrics)
     store_results(store, run, trained, comparisons)
     store.record_status(run, "finished")
     added = len(arms["synthesized"]) - len(split.train)
     return Loop(run, trained, comparisons, added, len({p.user for p in pages}))
+
+
+def _resolved(store: Store, models: Sequence[ModelSettings]) -> list[dict[str, Any]]:
+    """Full configurations, as a run stores them."""
+    return [resolved_model(store, model).model_dump() for model in models]

@@ -55,7 +55,7 @@ def export_run(store: Store, run: str, folder: Path, kind: Format = "parquet", p
     counts = {"interactions": table.num_rows} | {f"{what}s": len(table[f"{what}_id"].unique()) for what in ("user", "item")}
     provenance = asdict(summary) | {"log_hash": store.log_hash(summary.id), "format": kind, "counts": counts}
     target = folder / summary.id / summary.id
-    with _failures_explained(folder):
+    with failures_explained(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         files = _write_parquet(target, table, provenance) if kind == "parquet" else _write_recbole(target, table, items)
         sidecar = target.with_name(f"{target.name}.json")
@@ -72,18 +72,18 @@ def interactions_table(store: Store, run: str, items: dict[int, ItemRecord], age
     external = {a.persona.user: a.external or str(a.persona.user) for a in agents}
     shown = [items.get(i) or ItemRecord(str(i), "", ()) for i in taken.item.tolist()]
     columns: dict[str, Any] = {
-        "user_id": _texts(external[u] for u in taken.user.tolist()),
-        "item_id": _texts(i.external for i in shown),
-        "title": _texts(i.title for i in shown),
+        "user_id": storable(external[u] for u in taken.user.tolist()),
+        "item_id": storable(i.external for i in shown),
+        "title": storable(i.title for i in shown),
         "rating": taken.rating,
         "timestamp": taken.step + start,
         "step": taken.step,
         "page": taken.page,
         "position": taken.position,
         "propensity": taken.propensity,
-        "feeling": _texts(taken.feeling),
-        "policy": _texts(taken.policy),
-        "arm": _texts(taken.arm),
+        "feeling": storable(taken.feeling),
+        "policy": storable(taken.policy),
+        "arm": storable(taken.arm),
     }
     if personas:
         of_user = {a.persona.user: asdict(a.persona) for a in agents}
@@ -155,13 +155,13 @@ def _field(text: str) -> str:
     return _UNSAFE.sub(lambda m: "'" if m[0] == '"' else " ", text).encode(errors="replace").decode()
 
 
-def _texts(values: Iterable[str]) -> list[str]:
+def storable(values: Iterable[str]) -> list[str]:
     """Texts that UTF-8 can hold; a lone surrogate becomes a question mark."""
     return [value.encode(errors="replace").decode() for value in values]
 
 
 @contextmanager
-def _failures_explained(folder: Path) -> Iterator[None]:
+def failures_explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -23,6 +23,7 @@ from workbench.config import GridModel, GridSettings
 from workbench.data import load_split
 from workbench.loop import is_random, stored_evaluations
 from workbench.machine import machine
+from workbench.prompts.channel import ranking_through
 from workbench.report import figure
 from workbench.store import RunSummary, Store, code_version
 
@@ -75,7 +76,8 @@ def run_grid(
     run with one line of reason, and the rest goes on; it is tried again by the next call. Ctrl-C or a kill loses the present cell only, or,
     with `checkpoints` (a folder), what it did since its last checkpoint.
     """
-    cells = plan(settings)[share[0] :: share[1]]
+    with ranking_through(store):
+        cells = plan(settings)[share[0] :: share[1]]
     done = {key: run for run in reversed(store.runs(KIND)) if (key := run.config["key"]) and run.status == "finished"}
     open_ = [cell for cell in cells if cell.key not in done]
     start, finished = time.perf_counter(), 0
@@ -147,7 +149,7 @@ def grid_rows(cells: Sequence[Cell], metrics: Sequence[str], base: str | None = 
                 "users": len(runs[0].users) if runs else 0,
                 "model": first.model.title,
                 "name": first.model.name,
-                "training": create(first.model.name, **first.model.config).training,
+                "training": create(first.model.name, **first.config["config"]).training,
                 "config": first.config["config"],
                 "seeds": len(runs),
                 "seconds": sum(c.seconds for c in group),
@@ -173,13 +175,15 @@ def _run(store: Store, cell: Cell, settings: GridSettings, name: str, progress: 
     options = FitOptions(
         cell.split.valid if settings.early_stopping else None, checkpoints / cell.key[:16] if checkpoints else None, device=settings.device
     )
+    sink = store.sink(run)
     try:
         start = time.perf_counter()
         model = create(cell.model.name, **cell.config["config"]).fit(cell.split.train, progress, options)
         seconds = time.perf_counter() - start
         progress(1.0, "evaluating")
         holdout = cell.split.valid if cell.part == "valid" else cell.split.test
-        found = evaluate(model, holdout, cell.config["metrics"], train=cell.split.train)
+        with ranking_through(store, lambda record: sink.calls([record])):
+            found = evaluate(model, holdout, cell.config["metrics"], train=cell.split.train)
         found = replace(found, totals={**found.totals, FIT_SECONDS: seconds})
         store.add_evaluations(run, stored_evaluations(found, cell.model.name, "none", cell.seed, cell.part))
     except KeyboardInterrupt:

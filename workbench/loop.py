@@ -14,8 +14,10 @@ import numpy as np
 
 from recsys_core import Comparison, Evaluation, compare, create, evaluate
 from recsys_core.data import Dataset, Holdout
+from recsys_core.models import model_class
 from recsys_core.progress import Progress
 from workbench.config import ModelSettings
+from workbench.prompts.recommender import LLMRanker
 from workbench.store import Comparison as StoredComparison
 from workbench.store import Evaluation as StoredEvaluation
 from workbench.store import Store, hash_users
@@ -70,7 +72,9 @@ def _results(jobs: Sequence[Job], arms: Mapping[str, Dataset], holdout: Holdout,
     Every worker computes on one thread: small models gain little from a second one, and lose much where it has to wait for its core.
     """
     workers = min(os.cpu_count() or 1, len(jobs))
-    if workers == 1 or sum(len(arms[job.arm]) for job in jobs) < _WORTH_PROCESSES:
+    small = sum(len(arms[job.arm]) for job in jobs) < _WORTH_PROCESSES
+    # What a language model is asked goes through this process's channel, and its answers are what is waited for.
+    if workers == 1 or small or any(issubclass(model_class(job.model.name), LLMRanker) for job in jobs):
         yield from (_run(job, arms[job.arm], holdout, metrics) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")

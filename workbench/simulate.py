@@ -22,8 +22,10 @@ from recsys_core.progress import Progress
 from simulators.engine import Simulation, SimulationConfig, SimulationResult
 from simulators.events import PageRecord
 from simulators.fidelity import measure
-from workbench.config import DataSettings, Experiment, LLMSettings, Settings, SimulationSettings
+from workbench.config import DataSettings, Experiment, LLMSettings, ModelSettings, Settings, SimulationSettings
 from workbench.data import load_split
+from workbench.prompts.channel import added, ranking_through
+from workbench.prompts.ranked import Rates
 from workbench.running import marked
 from workbench.store import Evaluation, Store, hash_users
 
@@ -45,17 +47,23 @@ class RunSettings(Settings):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run was. counts: model calls of this process, None without a model."""
+    """What a finished run was.
+
+    counts: model calls of this process, the agents' and the recommender's, None without a model; rates: what the answers to a recommender
+    that ranks by a language model were of use for, None where none did.
+    """
 
     run: str
     result: SimulationResult
     counts: Counts | None
     log_hash: str
+    rates: Rates | None = None
 
 
 def simulate(store: Store, experiment: Experiment, settings: SimulationSettings, progress: Progress) -> Outcome:
     """Starts a new run. On any error or interrupt the run is marked, what was stored stays, and the error says how to resume."""
     dataset, split = load_split(experiment.data)
+    settings = settings.model_copy(update={"recommender": resolved_model(store, settings.recommender)})
     resolved = RunSettings(name=experiment.name, seed=experiment.seed, data=experiment.data, simulation=settings)
     users = pick_users(split, settings, experiment.seed)
     client = chat_client(settings, store)
@@ -89,6 +97,12 @@ def resume(store: Store, run: str, progress: Progress, llm: LLMSettings | None =
         return _run(store, run, resolved, split, users, client, progress)
 
 
+def resolved_model(store: Store, model: ModelSettings) -> ModelSettings:
+    """The model with its full configuration, templates of the store among it; raises what `create` raises."""
+    with ranking_through(store):
+        return ModelSettings(name=model.name, config=create(model.name, **model.config).config.model_dump(mode="json"))
+
+
 def pick_users(split: Split, settings: SimulationSettings, seed: int) -> Ints:
     """The simulated users [agents]: a seeded order of the users with test items, sliced; raises DataError where there are too few."""
     order = stream(seed, "agents").permutation(split.test.users)
@@ -103,10 +117,12 @@ def chat_client(settings: SimulationSettings, store: Store) -> ChatClient | None
     """The client of an `llm` policy, with the store's response cache; None for policies without a model."""
     if settings.policy != "llm":
         return None
-    llm = settings.llm
-    budget = Budget(tokens=llm.max_tokens, cost=llm.max_cost, calls=llm.max_calls, wall=llm.max_seconds)
-    cache = store.response_cache()
-    return connect(llm.spec, cache=cache, concurrency=llm.concurrency, timeout=llm.timeout, retries=llm.retries, budget=budget)
+    llm, cache = settings.llm, store.response_cache()
+    return connect(llm.spec, cache=cache, concurrency=llm.concurrency, timeout=llm.timeout, retries=llm.retries, budget=_budget(llm))
+
+
+def _budget(llm: LLMSettings) -> Budget:
+    return Budget(tokens=llm.max_tokens, cost=llm.max_cost, calls=llm.max_calls, wall=llm.max_seconds)
 
 
 def _run(
@@ -134,8 +150,13 @@ def _run(
         await _measure_fidelity(store, run, simulation, build, split, users, seed)
         return await Simulation(LogProfile(split.train), recommender, policy, session, config, on_page).run(users, sink)
 
-    result = asyncio.run(work())
-    return Outcome(run, result, client.counts if client else None, store.log_hash(run))
+    # A recommender that asks a model, too, keeps to the bounds of the run and is counted with it.
+    budget = client.budget if client else _budget(simulation.llm)
+    with ranking_through(store, lambda record: sink.calls([record]), budget, simulation.llm) as channel:
+        result = asyncio.run(work())
+    counts = added(client.counts if client else Counts(), channel.counts)
+    rates = channel.rates if channel.rates.replies else None
+    return Outcome(run, result, counts if client or rates else None, store.log_hash(run), rates)
 
 
 def _policy_builder(settings: SimulationSettings, client: ChatClient | None, seed: int) -> Callable[[Dataset], Policy]:

@@ -7,6 +7,7 @@ from recsys_core.data.features import Category, Feature, Features, Number, Tags
 from recsys_core.data.filters import k_core, positives
 from recsys_core.data.histories import Histories
 from recsys_core.data.jagged import Floats, Ints, Jagged
+from recsys_core.data.preferences import Preferences
 from recsys_core.data.readers import Columns
 from recsys_core.data.registry import known_datasets, load_dataset, readable_title
 from recsys_core.data.split import Holdout, Split, global_time, leave_one_out
@@ -25,6 +26,7 @@ __all__ = [
     "Ints",
     "Jagged",
     "Number",
+    "Preferences",
     "Split",
     "Tags",
     "Vocabulary",

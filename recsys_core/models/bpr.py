@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.jagged import Jagged
+from recsys_core.data.preferences import Preferences
 from recsys_core.errors import DataError
 from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommender
 
@@ -37,6 +38,8 @@ class BPRConfig(ModelConfig):
 class BPR(Recommender):
     """score = <user factor, item factor> + item bias, with one uniform negative for each interaction; item order is not used.
 
+    Given preferences are further triples, each met once an epoch, with the given other item for a negative and the loss times its weight.
+
     A user in training is met by id: the learned factor, moved by what the history gained since. For this a linear map from the mean item
     factor of a history (and a constant) to the user factor is fitted by ridge regression on the training users; it gives unknown users
     (id -1, or without training rows) their factor, and known users the difference between their present and their training history. A
@@ -45,6 +48,7 @@ class BPR(Recommender):
 
     name = "bpr"
     Config = BPRConfig
+    learns_preferences = True
     config: BPRConfig
     user_factors: NDArray[np.float32]
     item_factors: NDArray[np.float32]
@@ -59,25 +63,26 @@ class BPR(Recommender):
 
     def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None:
         config = self.config
-        user, item = torch.from_numpy(dataset.user.copy()), torch.from_numpy(dataset.item.copy())
+        user, item, given, weight = _triples(dataset, options.preferences)
         generator = torch.Generator().manual_seed(config.seed)
         users = 0.1 * torch.randn(len(dataset.users), config.dim, generator=generator)
         items = 0.1 * torch.randn(len(dataset.items), config.dim, generator=generator)
         bias = torch.zeros(len(dataset.items))
         optimizer = torch.optim.Adam([users, items, bias], config.learning_rate, fused=True)
-        steps = config.epochs * -(-len(dataset) // config.batch_size)
+        steps = config.epochs * -(-len(user) // config.batch_size)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         for epoch in range(config.epochs):
-            order = torch.randperm(len(dataset), generator=generator)
+            order = torch.randperm(len(user), generator=generator)
             total = 0.0
             for rows in torch.split(order, config.batch_size):
                 negative = torch.randint(len(dataset.items), (len(rows),), generator=generator)
-                loss, gradients = loss_and_gradients(users, items, bias, user[rows], item[rows], negative, config.l2)
+                negative = torch.where(given[rows] < 0, negative, given[rows])
+                loss, gradients = loss_and_gradients(users, items, bias, user[rows], item[rows], negative, config.l2, weight[rows])
                 users.grad, items.grad, bias.grad = gradients
                 optimizer.step()
                 schedule.step()
                 total += float(loss) * len(rows)
-            progress((epoch + 1) / config.epochs, f"epoch {epoch + 1}/{config.epochs}, loss {total / len(dataset):.3f}")
+            progress((epoch + 1) / config.epochs, f"epoch {epoch + 1}/{config.epochs}, loss {total / len(user):.3f}")
         self.user_factors, self.item_factors, self.item_bias = users.numpy(), items.numpy(), bias.numpy()
         sequences = dataset.sequences()
         self.trained = sequences.lengths > 0
@@ -116,25 +121,43 @@ class BPR(Recommender):
 
 
 def loss_and_gradients(
-    users: Tensor, items: Tensor, bias: Tensor, user: Tensor, item: Tensor, negative: Tensor, l2: float
+    users: Tensor,
+    items: Tensor,
+    bias: Tensor,
+    user: Tensor,
+    item: Tensor,
+    negative: Tensor,
+    l2: float,
+    weight: Tensor | float = 1.0,
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The mean of -log sigmoid(margin) over N triples, and the gradients of it plus l2 times the mean squared norms of their factors.
+    """The mean of weight * -log sigmoid(margin) over N triples, and the gradients of it plus l2 times their factors' mean squared norms.
 
-    users: [U, d]; items: [I, d]; bias: [I]; user, item, negative: [N] dense ids. The gradients have the shapes of the first three.
+    users: [U, d]; items: [I, d]; bias: [I]; user, item, negative: [N] dense ids; weight: [N], or one for all. The gradients have the shapes
+    of the first three.
     Written out by hand: it takes a third of the time that autograd needs.
     """
     u, difference = users.index_select(0, user), items.index_select(0, item) - items.index_select(0, negative)
     margin = (u * difference).sum(1) + bias[item] - bias[negative]
-    pull = torch.sigmoid(-margin) / len(user)
+    pull = weight * torch.sigmoid(-margin) / len(user)
     u *= pull[:, None]
     difference *= pull[:, None]
     uses = user.bincount(minlength=len(users)), torch.cat([item, negative]).bincount(minlength=len(items))
     to_users, to_items = (table * (2 * l2 / len(user) * count)[:, None] for table, count in zip((users, items), uses, strict=True))
-    return functional.softplus(-margin).mean(), (
+    return (weight * functional.softplus(-margin)).mean(), (
         to_users.index_add_(0, user, difference, alpha=-1),
         to_items.index_add_(0, item, u, alpha=-1).index_add_(0, negative, u),
         torch.zeros_like(bias).index_add_(0, item, pull, alpha=-1).index_add_(0, negative, pull),
     )
+
+
+def _triples(dataset: Dataset, pairs: Preferences | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """User, item, negative (-1 where it is to be drawn) and weight [N] of the interactions of a log and of preferences."""
+    user, item = dataset.user.copy(), dataset.item.copy()
+    other, weight = np.full(len(dataset), -1, np.int64), np.ones(len(dataset), np.float32)
+    if pairs is not None:
+        user, item = np.concatenate([user, pairs.user]), np.concatenate([item, pairs.item])
+        other, weight = np.concatenate([other, pairs.other]), np.concatenate([weight, pairs.weight])
+    return torch.from_numpy(user), torch.from_numpy(item), torch.from_numpy(other), torch.from_numpy(weight)
 
 
 def _with_constant(means: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -22,7 +22,6 @@ from recsys_core.sequence.losses import (
     full_softmax,
     log_q,
     sampled_loss,
-    shared_softmax,
     softmax_sum,
 )
 from recsys_core.sequence.recommender import SequenceConfig, SequenceLearner, SequenceNetwork
@@ -127,22 +126,6 @@ def test_gbce_lies_between_bce_and_a_weighted_positive(share: float, seed: int) 
     # Full calibration: the positive weighs as much as the share of negatives that were drawn.
     torch.testing.assert_close(loss(1.0), -share * functional.logsigmoid(positive) - functional.logsigmoid(-negative).sum(1))
     torch.testing.assert_close(loss(0.25), 0.75 * loss(0.0) + 0.25 * loss(1.0))
-
-
-@settings(deadline=None)
-@given(st.integers(1, 9), st.integers(0, 6), st.integers(1, 12), st.integers(0, 2**20))
-def test_a_shared_softmax_counts_each_candidate_once(n_items: int, rows: int, count: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    items, states = torch.randn(n_items, 3, generator=generator).double(), torch.randn(rows, 3, generator=generator).double()
-    targets = torch.randint(n_items, (rows,), generator=generator)
-    drawn = torch.randperm(n_items, generator=generator)[:count]
-    positive = (states * items[targets]).sum(1)
-    found = shared_softmax(states, positive, items[drawn], torch.isin(targets, drawn))
-    torch.testing.assert_close(found, sampled_loss("softmax", positive, states @ items[drawn].T, targets[:, None] == drawn))
-    if count >= n_items:
-        torch.testing.assert_close(found, full_softmax(states, targets, items))
-    elif rows:
-        assert (found <= full_softmax(states, targets, items) + 1e-12).all()
 
 
 def test_full_softmax_is_the_plain_formula_with_its_gradient() -> None:

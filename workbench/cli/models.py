@@ -8,16 +8,19 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from agents.chat import CallRecord
 from recsys_core import create, known_models, load
 from recsys_core import evaluate as evaluate_model
 from recsys_core.errors import DataError
 from recsys_core.evaluation import DEFAULT_METRICS
+from recsys_core.models import model_class
 from recsys_core.recommender import FitOptions
 from workbench.cli import ui
 from workbench.config import DataSettings, Experiment, ModelSettings
 from workbench.data import load_split
 from workbench.grid import failed, grid_rows, run_grid
 from workbench.loop import Trained, store_results, train_and_evaluate
+from workbench.prompts.channel import ranking_through
 from workbench.report import score_rows
 from workbench.store import code_version
 from workbench.tables import Format, score_table
@@ -32,6 +35,7 @@ def train(
     settings: SetOption = [],  # noqa: B006
     device: Annotated[str, typer.Option("--device", help="`cpu`, `cuda`, `cuda:1`, or `auto` for a GPU where there is one.")] = "auto",
     checkpoints: Annotated[Path | None, typer.Option("--checkpoints", help="Folder for checkpoints and logs, to resume from.")] = None,
+    store: ui.StoreOption = ui.DEFAULT_STORE,
     json: ui.JsonOption = False,
 ) -> None:
     """Train one recommender on the training part of a log and save it; the validation part is there for early stopping (`patience`).
@@ -43,7 +47,9 @@ def train(
 
     _, split = load_split(DataSettings(name=data))
     start = time.perf_counter()
-    recommender, options = create(model, **parse_settings(settings)), FitOptions(split.valid, checkpoints, device)
+    with ui.answers_kept(model_class(model), store):
+        recommender = create(model, **parse_settings(settings))
+    options = FitOptions(split.valid, checkpoints, device)
     if not is_main_process():
         recommender.fit(split.train, options=options)
         return None
@@ -97,18 +103,20 @@ def _evaluate_models(
         raise DataError(f"part is {part!r}; it must be 'valid' or 'test'")
     dataset, split = load_split(DataSettings(name=data))
     holdout = split.valid if part == "valid" else split.test
-    trained = []
-    for model in models:
-        with ui.step(f"evaluating {model}") as progress:
-            if Path(model).is_dir():
-                saved = load(Path(model))
-                if saved.items is None or saved.items.ids != dataset.items.ids:
-                    raise DataError(f"{model} was trained on another catalogue than {data!r}; evaluate it on its own dataset")
-                trained.append(Trained(model, "none", [evaluate_model(saved, holdout, metrics, train=split.train)]))
-            else:
-                trained += train_and_evaluate({"none": split.train}, holdout, [ModelSettings(name=model)], seeds, metrics, progress)
+    trained, calls = [], list[CallRecord]()
     with ui.opened(store) as handle:
+        with ranking_through(handle, calls.append):
+            for model in models:
+                with ui.step(f"evaluating {model}") as progress:
+                    if Path(model).is_dir():
+                        saved = load(Path(model))
+                        if saved.items is None or saved.items.ids != dataset.items.ids:
+                            raise DataError(f"{model} was trained on another catalogue than {data!r}; evaluate it on its own dataset")
+                        trained.append(Trained(model, "none", [evaluate_model(saved, holdout, metrics, train=split.train)]))
+                    else:
+                        trained += train_and_evaluate({"none": split.train}, holdout, [ModelSettings(name=model)], seeds, metrics, progress)
         run = handle.start_run("evaluate", data, {"models": models, "part": part, "seeds": seeds}, 0, dataset, split)
+        handle.sink(run).calls(calls)
         store_results(handle, run, trained, [], part)
         handle.record_status(run, "finished")
     rows = score_rows(trained, metrics)

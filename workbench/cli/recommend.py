@@ -32,6 +32,7 @@ def recommend(
     only: Annotated[str, typer.Option("--only", help="Item ids to choose from, comma-separated.")] = "",
     at_most: Annotated[int, typer.Option("--at-most", min=0, help="Items of a list that may share a tag; 0 for no bound.")] = 0,
     repeat: Annotated[bool, typer.Option("--repeat", help="Items of the history may come again.")] = False,
+    store: ui.StoreOption = ui.DEFAULT_STORE,
     json: ui.JsonOption = False,
 ) -> None:
     """Recommend items for known users or for histories.
@@ -50,8 +51,9 @@ def recommend(
     rules += [Only(_ids(only))] if only else []
     caps = [AtMost(at_most, TAG)] if at_most else []
     rows = [_ids(text) for text in histories]
-    answers = dict(zip((f"user {u}" for u in users), service.recommend(users, k, rules, caps, repeat), strict=True))
-    answers |= zip((f"history {','.join(r)}" for r in rows), service.recommend_for(rows, k, rules, caps, repeat), strict=True)
+    with ui.answers_kept(type(service.model), store):
+        answers = dict(zip((f"user {u}" for u in users), service.recommend(users, k, rules, caps, repeat), strict=True))
+        answers |= zip((f"history {','.join(r)}" for r in rows), service.recommend_for(rows, k, rules, caps, repeat), strict=True)
     if popular:
         answers["popular"] = service.popular(k, rules, caps)
     if json:

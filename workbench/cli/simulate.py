@@ -9,6 +9,7 @@ import typer
 from recsys_core.errors import DataError
 from workbench.cli import ui
 from workbench.cli.demo import have_assets
+from workbench.cli.models import SetOption, parse_settings
 from workbench.config import DataSettings, Experiment, LLMSettings, LoopSettings, ModelSettings, SimulationSettings
 from workbench.data import load_split
 from workbench.experiment import close_loop
@@ -20,7 +21,8 @@ from workbench.simulate import simulate as simulate_run
 def simulate(
     policy: Annotated[str, typer.Option("--policy", help="`statistical` or `llm`.")] = "statistical",
     llm: Annotated[str | None, typer.Option("--llm", help="`embedded`, `openai:MODEL`, or `vllm:MODEL@URL`; implies --policy llm.")] = None,
-    recommender: Annotated[str, typer.Option("--recommender", help="Recommender the agents use.")] = "ease",
+    recommender: Annotated[str, typer.Option("--recommender", help="Recommender the agents use; `llm` ranks by a prompt.")] = "ease",
+    settings_of: SetOption = [],  # noqa: B006
     agents: Annotated[int, typer.Option("--agents", min=1)] = 20,
     pages: Annotated[int, typer.Option("--pages", min=1, help="Most pages of a session.")] = 3,
     page_size: Annotated[int, typer.Option("--page-size", min=1, help="Items on a page.")] = 10,
@@ -42,6 +44,8 @@ def simulate(
 
     workbench simulate --llm openai:gpt-4o-mini --agents 50 --max-cost 0.50
 
+    workbench simulate --recommender llm --set template=best.toml --set model=openai:gpt-4o-mini --set first_stage=ease --max-cost 2
+
     workbench simulate --resume latest
     """
     bounds: dict[str, Any] = {
@@ -60,7 +64,7 @@ def simulate(
                 agents=agents,
                 pages=pages,
                 page_size=page_size,
-                recommender=ModelSettings(name=recommender),
+                recommender=ModelSettings(name=recommender, config=parse_settings(settings_of)),
                 fidelity_users=fidelity_users,
                 llm=LLMSettings(spec=llm or "embedded", **bounds),
             )
@@ -68,7 +72,8 @@ def simulate(
             have_assets(experiment)
             with ui.step(f"simulating {agents} {settings.policy} agents on {recommender}") as progress:
                 outcome = simulate_run(handle, experiment, settings, progress)
-        facts = simulation_row(outcome, settings.policy, settings.recommender.name) | {"fidelity": fidelity_rows(handle, outcome.run)}
+        facts = simulation_row(outcome, settings.policy, settings.recommender.name)
+        facts |= {"ranking": vars(outcome.rates) if outcome.rates else None, "fidelity": fidelity_rows(handle, outcome.run)}
     if json:
         return ui.print_json(facts)
     rows = [[key.replace("_", " "), ui.plain(value)] for key, value in facts.items() if key != "fidelity" and value is not None]

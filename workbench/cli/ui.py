@@ -20,7 +20,10 @@ from rich.table import Table as View
 
 from recsys_core.errors import DataError
 from recsys_core.progress import Progress
+from recsys_core.recommender import Recommender
 from workbench.loop import BASE
+from workbench.prompts.channel import ranking_through
+from workbench.prompts.recommender import LLMRanker
 from workbench.store import Store
 from workbench.tables import Figure, Table, render
 
@@ -57,6 +60,16 @@ def opened(store: str, create: bool = True) -> Iterator[Store]:
     """A store for the length of a command."""
     with Store.open(store, create) as handle:
         yield handle
+
+
+@contextmanager
+def answers_kept(model: type[Recommender], store: str) -> Iterator[None]:
+    """For a model that asks a language model, the store open for its answers and templates; no other model needs one."""
+    if not issubclass(model, LLMRanker):
+        yield
+        return
+    with opened(store) as handle, ranking_through(handle):
+        yield
 
 
 def table(

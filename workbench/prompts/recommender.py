@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from agents.chat import MemoryCache, ResponseCache, connect
+from agents.chat import ChatClient, connect
 from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Ints, Jagged
 from recsys_core.data.vocabulary import Vocabulary
-from recsys_core.errors import DataError
+from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.models import create
-from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommender
+from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommendations, Recommender
+from workbench.prompts.channel import Channel, open_channel
+from workbench.prompts.ranked import Ranker
 from workbench.prompts.rankers import default_template, ranker_for
-from workbench.prompts.tasks import Item, Ranking, Row
-from workbench.prompts.versions import from_toml
+from workbench.prompts.starting import STARTING
+from workbench.prompts.tasks import Item, Row
+from workbench.prompts.templates import Template
+from workbench.prompts.versions import from_toml, resolve, to_toml
 
-_TIMEOUT = 600.0
-"""Seconds a question may take; the embedded model answers those in flight one after another."""
+if TYPE_CHECKING:
+    from workbench.store import Store
+
+_FIELDS = {"tags"}
+"""What a dataset knows of an item beside its title."""
 
 
 class LLMRankerConfig(ModelConfig):
@@ -30,9 +38,11 @@ class LLMRankerConfig(ModelConfig):
     model: str = "embedded"
     """Chat model, as `agents.chat.connect` takes it."""
     template: str = ""
-    """A template as TOML; empty for the default of the model. Item fields are `tags` and those it names."""
+    """A template as `template_of` finds it, kept as TOML; empty for the default of the model. The one item field there is is `tags`."""
     first_stage: str = "itemknn"
-    """Recommender, with its own defaults, whose best are put in order."""
+    """Recommender whose best are put in order."""
+    first_config: dict[str, Any] = Field(default_factory=dict)
+    """Its own settings."""
     candidates: int = Field(20, ge=1)
     """How many of its best."""
     repetitions: int = Field(1, ge=1)
@@ -40,12 +50,20 @@ class LLMRankerConfig(ModelConfig):
     seed: int = 0
     """Of these orders."""
 
+    @field_validator("template")
+    @classmethod
+    def _whole(cls, template: str) -> str:
+        """The template itself, not its name: a stored configuration must say all, whatever becomes of files and names."""
+        channel = open_channel()
+        return template and to_toml(template_of(template, channel.store if channel else None))
+
 
 class LLMRanker(Recommender):
     """Ranks `config.candidates` items of a first recommender by a language model, among the items that a history lacks.
 
     Scores: 1, 2, .. upwards for the candidates, tied ones in the first recommender's order, which is thus what an unusable answer leaves;
-    0 and below for all other items, in that order too. Answers are cached in memory, or in `cache` where that is set. Needs item titles.
+    0 and below for all other items, in that order too. Questions go through the open channel (see `channel.ranking_through`), or through
+    one of the ranker's own with answers in memory. Needs item titles.
     """
 
     name = "llm"
@@ -57,58 +75,72 @@ class LLMRanker(Recommender):
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__(config)
-        self.cache: ResponseCache = MemoryCache()
+        self._channel = Channel()
 
     @property
     def training(self) -> str:
-        return f"none; re-ranks {self.config.candidates} of {self.config.first_stage}"
+        template = self._template()
+        by = f" by {template.name} {template.version}" if template else ""
+        return f"none; re-ranks {self.config.candidates} of {self.config.first_stage}{by}"
+
+    def recommend(self, histories: Histories, k: int, exclude: Jagged | None = None) -> Recommendations:
+        """As every recommender's, where what is excluded takes no candidate's place: the best of what is left are ranked."""
+        if k < 1:
+            raise DataError(f"k is {k}; ask for at least 1 item")
+        self._catalogue()
+        lists = self.first.recommend(histories, max(k, self.config.candidates), exclude)
+        items, scores = lists.items.copy(), _from_zero_down(lists.scores)
+        for user, order in self._reordered(histories.items, lists.items):
+            items[user, : len(order)] = order
+            scores[user, : len(order)] = np.arange(len(order), 0, -1)
+        return Recommendations(items[:, :k], scores[:, :k])
 
     def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None:
         if not dataset.titles or not any(dataset.titles):
             raise DataError(f"dataset {dataset.name!r} has no item titles, which {self.name} reads; give its items titles")
         if self.config.first_stage == self.name:
             raise DataError(f"first_stage is {self.name!r} itself; name another recommender")
+        template = self._template()
+        if template and (unknown := sorted(set(template.fields) - _FIELDS)):
+            raise DataError(f"template {template.name!r} shows the field {unknown[0]!r}; items of a dataset have tags only, show these")
         self.titles = dataset.titles
         self.tags = tuple(", ".join(tags) for tags in dataset.tags or ((),) * len(self.titles))
-        self.first = create(self.config.first_stage).fit(dataset, progress, options)
+        self.first = self._first_stage().fit(dataset, progress, options)
 
     def _score(self, histories: Histories) -> NDArray:
-        first = self.first.score(histories)
-        listed = np.isfinite(first)
-        top = np.max(first, axis=1, keepdims=True, where=listed, initial=-np.inf)
-        scores: NDArray = np.where(listed, first - np.where(np.isfinite(top), top, 0.0), -np.inf)
-        taken = histories.items
-        open_scores = first.copy()
-        open_scores[taken.row_ids, taken.values] = -np.inf
-        best = np.argsort(-open_scores, axis=1, kind="stable")[:, : self.config.candidates]
-        rows, of = [], []
-        for user, offered in enumerate(best):
-            places = [int(i) for i in offered if open_scores[user, i] > -np.inf]
-            if places:
-                history = tuple(self._item(int(i)) for i in taken[user])
-                of.append(user)
-                # A user's place in the batch says nothing of them, so the history names the row.
-                rows.append(Row("-".join(h.id for h in history), history, tuple(map(self._item, places)), {}))
-        for user, row, ranking in zip(of, rows, self._ranked(rows), strict=True):
-            before = {item.id: place for place, item in enumerate(row.candidates)}
-            order = [int(name) for group in ranking for name in sorted(group, key=before.__getitem__)]
+        scores = _from_zero_down(self.first.score(histories))
+        best = self.first.recommend(histories, self.config.candidates).items
+        for user, order in self._reordered(histories.items, best):
             scores[user, order] = np.arange(len(order), 0, -1)
         return scores
 
-    def _ranked(self, rows: list[Row]) -> list[Ranking]:
-        """In a thread with an event loop of its own, for the caller may be inside one; a chat client belongs to one loop."""
+    def _reordered(self, histories: Jagged, best: Ints) -> Iterator[tuple[int, list[int]]]:
+        """Users and their candidates, best first, of the lists [B, k] of the first recommender, -1 where they end."""
+        offers = {user: [int(i) for i in items if i >= 0] for user, items in enumerate(best[:, : self.config.candidates])}
+        offers = {user: offered for user, offered in offers.items() if offered}
+        rows = [self._row([int(i) for i in histories[user]], offered) for user, offered in offers.items()]
+        channel = open_channel() or self._channel
+        ranked = channel.rank(partial(connect, self.config.model), self._ranker, rows) if rows else []
+        for (user, offered), result in zip(offers.items(), ranked, strict=True):
+            place = {str(item): n for n, item in enumerate(offered)}
+            yield user, [int(name) for group in result.ranking for name in sorted(group, key=place.__getitem__)]
 
-        async def rank() -> list[Ranking]:
-            client = connect(self.config.model, cache=self.cache, timeout=_TIMEOUT)
-            template = from_toml(self.config.template) if self.config.template else default_template(client)
-            ranker = ranker_for(client, template, repetitions=self.config.repetitions, seed=self.config.seed)
-            return [result.ranking for result in await ranker.rank(rows)]
-
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, rank()).result()
+    def _row(self, history: list[int], offered: list[int]) -> Row:
+        # A user's place in the batch says nothing of them, so the history names the row.
+        return Row("-".join(map(str, history)), tuple(map(self._item, history)), tuple(map(self._item, offered)), {})
 
     def _item(self, item: int) -> Item:
         return Item(str(item), self.titles[item], {"tags": self.tags[item]})
+
+    def _ranker(self, client: ChatClient) -> Ranker:
+        template = self._template() or default_template(client)
+        return ranker_for(client, template, repetitions=self.config.repetitions, seed=self.config.seed)
+
+    def _template(self) -> Template | None:
+        return from_toml(self.config.template) if self.config.template else None
+
+    def _first_stage(self) -> Recommender:
+        return create(self.config.first_stage, **self.config.first_config)
 
     def _state(self) -> dict[str, NDArray]:
         return self.first._state()
@@ -121,6 +153,26 @@ class LLMRanker(Recommender):
 
     def _load_meta(self, meta: dict[str, Any]) -> None:
         self.titles, self.tags = tuple(meta["titles"]), tuple(meta["tags"])
-        self.first = create(self.config.first_stage)
+        self.first = self._first_stage()
         self.first.items, self.first.n_users = Vocabulary(meta["items"]), meta["n_users"]
         self.first._load_meta(meta["first"])
+
+
+def template_of(key: str, store: Store | None = None) -> Template:
+    """The template that a person means: TOML itself, or what `versions.resolve` finds; without a store, a file or a starting template.
+
+    Raises DataError for what is no template, and UnknownNameError for a name that nobody knows.
+    """
+    if "=" in key:
+        return from_toml(key)
+    if store is None and key not in STARTING and not key.endswith(".toml"):
+        raise UnknownNameError(f"template {key!r} is not built in, and no store is open to look it up; built in are {', '.join(STARTING)}")
+    return resolve(store, key)  # type: ignore[arg-type]  # files and starting templates need no store
+
+
+def _from_zero_down(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores [B, k] less each row's best finite one; what is not listed, at -inf, stays there."""
+    listed = np.isfinite(scores)
+    top = np.max(scores, axis=1, keepdims=True, where=listed, initial=-np.inf)
+    moved: NDArray[np.float32] = np.where(listed, scores - np.where(np.isfinite(top), top, 0.0), -np.inf)
+    return moved

@@ -13,6 +13,8 @@ from workbench.prompts.sealed import SealedTest
 
 Ranking = tuple[tuple[str, ...], ...]
 """Candidate ids in groups, best group first; those of one group are tied. Every candidate of a row stands in exactly one group."""
+SIMULATED = "simulated/"
+"""How the ids of rows begin that no person decided."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class RankingTask:
     """
 
     def __init__(self, name: str, source: str, train: Sequence[Row], dev: Sequence[Row], test: Sequence[Row]) -> None:
-        """Raises DataError for a row id that is given twice, and for a task without dev or test rows."""
+        """Raises DataError for a row id that is given twice, a task without dev or test rows, and simulated test rows."""
+        if invented := [row.id for row in test if row.id.startswith(SIMULATED)]:
+            raise DataError(f"task {name!r} would be tested on row {invented[0]!r}; test on what people chose, simulated rows are for dev")
         if not dev or not test:
             raise DataError(f"task {name!r} has {len(dev)} dev and {len(test)} test rows; it needs at least one of each")
         rows = [*train, *dev, *test]
