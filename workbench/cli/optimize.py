@@ -22,11 +22,10 @@ from workbench.prompts.starting import showing
 from workbench.prompts.trials import Trial
 from workbench.prompts.versions import resolve, to_toml
 
-SOURCES = ("po4isr", "recprompt", "mind", "rerank")
+SOURCES = ("po4isr", "recprompt", "mind", "rerank", "simulated")
 METRICS = "MRR,NDCG@5,NDCG@10,HR@1"
-TaskArgument = Annotated[
-    str, typer.Argument(help="Rows: po4isr:FOLDER, recprompt:FILE.csv, mind:FOLDER, or rerank:DATASET for a recommender's lists.")
-]
+_ROWS = "Rows: po4isr:FOLDER, recprompt:FILE.csv, mind:FOLDER, rerank:DATASET or simulated:RUN."
+TaskArgument = Annotated[str, typer.Argument(help=_ROWS)]
 LlmOption = Annotated[str, typer.Option("--llm", help="The model that ranks: `embedded`, `openai:MODEL`, or `vllm:MODEL@URL`.")]
 RecommenderOption = Annotated[str, typer.Option("--recommender", help="For rerank: whose lists are put in order.")]
 CandidatesOption = Annotated[int | None, typer.Option("--candidates", min=2, help="For rerank and mind: candidates a row.")]
@@ -35,7 +34,9 @@ MetricsOption = Annotated[str, typer.Option("--metrics", help="Reported beside i
 
 
 def optimize(
-    task: Annotated[str, typer.Argument(help="Rows: po4isr:FOLDER, recprompt:FILE.csv, mind:FOLDER, or rerank:DATASET.")] = "",
+    task: Annotated[
+        str, typer.Argument(help="Rows: po4isr:FOLDER, recprompt:FILE.csv, mind:FOLDER, rerank:DATASET or simulated:RUN.")
+    ] = "",
     llm: LlmOption = "embedded",
     optimizer: Annotated[
         str, typer.Option("--optimizer", help="`components` (needs no proposer), `recprompt`, `po4isr`, `gepa`, `dspy`.")

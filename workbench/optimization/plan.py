@@ -62,7 +62,7 @@ def prepare(store: Store, settings: OptimizeSettings) -> Work:
     budget, needed = budget_of(settings.llm), needs_proposer(settings.optimizer)
     specs = (settings.llm.spec, *((settings.proposer or settings.llm.spec,) if needed else ()))
     clients = tuple(chat_client(store, settings.llm, budget, spec) for spec in specs)
-    work = Work(settings, load_task(settings.task, settings.seed), from_toml(settings.template), clients, budget)
+    work = Work(settings, load_task(store, settings.task, settings.seed), from_toml(settings.template), clients, budget)
     work.ranker(work.start)  # a model that cannot do what the template needs is refused here
     return work
 

@@ -11,15 +11,16 @@ from workbench.config import DataSettings, LLMSettings, ModelSettings, Settings
 from workbench.prompts.metrics import DEFAULT_METRICS
 from workbench.prompts.optimize import Rules
 from workbench.prompts.tasks import RankingTask
+from workbench.store import Store
 
 
 class TaskSettings(Settings):
     """Which rows."""
 
-    source: Literal["po4isr", "recprompt", "mind", "rerank"]
-    """What they are read as; `rerank` takes a dataset and the lists of a recommender."""
+    source: Literal["po4isr", "recprompt", "mind", "rerank", "simulated"]
+    """What they are read as; `rerank` takes the lists of a recommender, `simulated` adds dev rows of a stored simulation to these."""
     path: str = ""
-    """A folder (po4isr, mind), a file (recprompt), or nothing (rerank)."""
+    """A folder (po4isr, mind), a file (recprompt), a run (simulated), or nothing (rerank)."""
     data: DataSettings = DataSettings()
     """For rerank: the log."""
     recommender: ModelSettings = ModelSettings(name="itemknn")
@@ -77,8 +78,8 @@ def stored_settings(config: dict[str, Any]) -> tuple[OptimizeSettings, str]:
     return OptimizeSettings(**{name: value for name, value in config.items() if name != "task_hash"}), str(config["task_hash"])
 
 
-def load_task(settings: TaskSettings, seed: int) -> RankingTask:
-    """The rows of a task; raises what its reader raises."""
+def load_task(store: Store, settings: TaskSettings, seed: int) -> RankingTask:
+    """The rows of a task; raises what its reader raises. The store is where a simulation is looked for."""
     from workbench.prompts import readers
 
     sizes = {name: size for name in ("train", "dev", "test") if (size := getattr(settings, name)) is not None}
@@ -97,3 +98,15 @@ def load_task(settings: TaskSettings, seed: int) -> RankingTask:
             dataset, split = load_split(settings.data)
             first = create(settings.recommender.name, **settings.recommender.config).fit(split.train)
             return rerank_task(first, dataset, split, settings.candidates or 20, **sizes, seed=seed, reached_only=True)
+        case "simulated":
+            from recsys_core import create
+            from workbench.data import load_split
+            from workbench.prompts.simulated import simulated_task
+            from workbench.simulate import RunSettings
+
+            run = store.resolve(settings.path, "simulate")
+            simulated = RunSettings(**store.run(run).config)
+            _, split = load_split(simulated.data)
+            model = simulated.simulation.recommender
+            first = create(model.name, **model.config).fit(split.train)
+            return simulated_task(store, run, first, split, settings.candidates or 0, **sizes, seed=seed)

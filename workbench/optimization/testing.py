@@ -52,7 +52,7 @@ def measure_on_test(
     """
     if against is not None:
         same_features(template, against)
-    loaded, client = load_task(task, seed), chat_client(store, llm)
+    loaded, client = load_task(store, task, seed), chat_client(store, llm)
     templates = (template, *((against,) if against else ()))
     rankers = [ranker_for(client, t, repetitions=repetitions, seed=seed) for t in templates]
     keep(store, template)
