@@ -116,7 +116,7 @@ async def optimize(
     seen = watch or (lambda part, trial: None)
     kinds = {row.id: "train" for row in task.train} | {row.id: "search" for row in search_rows}
     trials = Trials(start, task.train, search_rows, rankers, rules.metric, lambda trial: seen(kinds[trial.rows[0].id], trial))
-    outcome, stopped = await _searched(optimizer, trials)
+    outcome = await _searched(optimizer, trials)
     if after_search:
         after_search()
 
@@ -144,7 +144,7 @@ async def optimize(
         tested = _part(there, here, task.train, rows, rules)
         shrunk |= {"start, fresh to test": (before[0], there[0]), "favourite, fresh to test": (after[0], here[0])}
     return Report(
-        start, favourite, confirmation is not None and confirmation.best is not None, outcome.claimed, outcome.note, stopped,
+        start, favourite, confirmation is not None and confirmation.best is not None, outcome.claimed, outcome.note, outcome.stopped,
         len({trial.template.version for trial in trials.tried}), len(trials.rejected), _part(before, after, task.train, fresh, rules),
         confirmation, _curse(trials, rules), tested,
         {name: shrinkage(*parts, rules.metric, rules.seed) for name, parts in shrunk.items()},
@@ -161,13 +161,13 @@ def split_dev(task: RankingTask, rules: Rules) -> tuple[list[Row], list[Row]]:
     return search, fresh
 
 
-async def _searched(optimizer: Optimizer, trials: Trials) -> tuple[Outcome, str]:
+async def _searched(optimizer: Optimizer, trials: Trials) -> Outcome:
     """What the optimizer found; where the budget of the search ended it, the best of those tried on enough search rows.
 
     Enough is half of what any of them was tried on: a high mean over a few rows is mostly luck.
     """
     try:
-        return await optimizer.search(trials), ""
+        return await optimizer.search(trials)
     except BudgetExceeded as spent:
         tried = {trial.template.version: trial.template for trial in trials.tried if trial.template.version != trials.start.version}
         rows = {row.id for row in trials.search}
@@ -175,7 +175,7 @@ async def _searched(optimizer: Optimizer, trials: Trials) -> tuple[Outcome, str]
         enough = max(map(len, values.values()), default=0) / 2
         means = {version: sum(known) / len(known) for version, known in values.items() if known and len(known) >= enough}
         best = sorted(means, key=lambda version: -means[version])
-        return Outcome(tuple(tried[version] for version in best), False, "the search ended with its budget"), str(spent)
+        return Outcome(tuple(tried[version] for version in best), False, "the search ended with its budget", str(spent))
 
 
 def _favourite(confirmation: Confirmation | None, measured: Sequence[Measured], metric: str) -> int | None:

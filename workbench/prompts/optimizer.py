@@ -16,12 +16,14 @@ class Outcome:
     finalists: templates worth another look, the search's favourite first, without the start; empty if it found none.
     claimed: whether the loop itself says, by its own rule, that its favourite is better than the start. A paper's rule may say so of
     noise; what `optimize` reports is the paired test on rows that no search has seen.
-    note: how it went, in a sentence.
+    note: how it went, in a sentence; stopped: why it ended early, where a search that knows better what it has than its driver does gave
+    up by itself.
     """
 
     finalists: tuple[Template, ...]
     claimed: bool
     note: str = ""
+    stopped: str = ""
 
 
 class Optimizer(Protocol):

@@ -51,13 +51,13 @@ class Components:
         model = Additive([len(component.options) for component in space.components])
         tried: dict[Choice, set[str]] = {}
         racing: list[Choice] = []
-        winner, ended = trials.start, ""
+        winner, stopped = trials.start, ""
         try:
             await self._explore(trials, space, model, rows, tried)
             racing = self._best(model, space, [*tried, model.best()])
             winner = (await race(trials, trials.start, [space.template(choice) for choice in racing], rows=kept)).winner
         except BudgetExceeded as spent:
-            ended = f"; it ended early: {spent}"
+            stopped = str(spent)
             racing = racing or self._best(model, space, [*tried, model.best()])
 
         for choice in (space.unchanged, *racing):
@@ -68,8 +68,8 @@ class Components:
         if claimed:
             found = [winner, *(template for template in found if template.version != winner.version)]
         ranked = sum(map(len, tried.values()))
-        note = f"{ranked} rankings of {len(rows)} rows by {len(tried)} templates, then a race on {len(kept)} others{ended}"
-        return Outcome(tuple(found), claimed, note)
+        note = f"{ranked} rankings of {len(rows)} rows by {len(tried)} templates, then a race on {len(kept)} others"
+        return Outcome(tuple(found), claimed, note, stopped)
 
     async def _explore(self, trials: Trials, space: Space, model: Additive, rows: Sequence[Row], tried: dict[Choice, set[str]]) -> None:
         """Trials until all evaluations but the race's are spent or nothing new is drawn. tried: is told of choices and rows measured."""
