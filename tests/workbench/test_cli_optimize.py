@@ -25,9 +25,9 @@ KINDS = ("western", "musical", "thriller", "comedy", "horror")
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sessions of one kind of film as PO4ISR writes them: the target is the one candidate of that kind."""
-    folder = tmp_path_factory.mktemp("po4isr") / "films"
+    folder = tmp_path_factory.mktemp("po4isr") / "filmed"
     folder.mkdir()
     draw = random.Random(0)
     for name, rows in (("train_50", 8), ("valid", 40), ("test_seed_42", 30)):
@@ -66,12 +66,12 @@ def server() -> Iterator[FaultServer]:
         yield running
 
 
-def search(films: Path, server: FaultServer, *more: str) -> tuple[str, ...]:
-    return ("optimize", f"po4isr:{films}", "--llm", f"vllm:test@{server.url}", "--optimizer", "recprompt", "--set", "iterations=2", *more)
+def search(filmed: Path, server: FaultServer, *more: str) -> tuple[str, ...]:
+    return ("optimize", f"po4isr:{filmed}", "--llm", f"vllm:test@{server.url}", "--optimizer", "recprompt", "--set", "iterations=2", *more)
 
 
-def test_a_search_finds_confirms_and_tests_and_a_second_one_asks_nothing(cli: Cli, films: Path, server: FaultServer) -> None:
-    code, out, err = cli(*search(films, server, "--json"))
+def test_a_search_finds_confirms_and_tests_and_a_second_one_asks_nothing(cli: Cli, filmed: Path, server: FaultServer) -> None:
+    code, out, err = cli(*search(filmed, server, "--json"))
     assert code == 0, err
     found = json.loads(out)
     assert "20 rows to search by; 20 to confirm on" in err
@@ -83,7 +83,7 @@ def test_a_search_finds_confirms_and_tests_and_a_second_one_asks_nothing(cli: Cl
     assert set(found["test"]["baselines"]) == {"random", "popularity", "word overlap", "tfidf"}
     assert sum(counts["calls"] for counts in found["calls"]) == len(server.requests)
     asked = len(server.requests)
-    again = json.loads(cli(*search(films, server, "--json"))[1])
+    again = json.loads(cli(*search(filmed, server, "--json"))[1])
     assert len(server.requests) == asked
     assert again["test"] == found["test"]
     assert again["run"] != found["run"]
@@ -100,8 +100,8 @@ def test_a_search_finds_confirms_and_tests_and_a_second_one_asks_nothing(cli: Cl
     assert child["parent"] == found["start"]["version"]
 
 
-def test_people_read_the_result_and_what_the_store_keeps(cli: Cli, films: Path, server: FaultServer, tmp_path: Path) -> None:
-    code, out, _ = cli(*search(films, server))
+def test_people_read_the_result_and_what_the_store_keeps(cli: Cli, filmed: Path, server: FaultServer, tmp_path: Path) -> None:
+    code, out, _ = cli(*search(filmed, server))
     assert code == 0
     assert "Fresh dev rows, which the search has not seen (20)" in out
     assert "Test rows, opened once (30)" in out
@@ -118,14 +118,14 @@ def test_people_read_the_result_and_what_the_store_keeps(cli: Cli, films: Path, 
         assert store.call_totals(run.id).calls == len(server.requests)
 
 
-def test_a_killed_search_resumes_and_repeats_no_answered_call(films: Path, tmp_path: Path) -> None:
+def test_a_killed_search_resumes_and_repeats_no_answered_call(filmed: Path, tmp_path: Path) -> None:
     """A real SIGINT, then a kill -9, then resume: the same figures as a search nobody touched."""
     with FaultServer(model) as fast:
-        whole = run_json([*command(films, fast, tmp_path / "whole.sqlite"), "--json"])
+        whole = run_json([*command(filmed, fast, tmp_path / "whole.sqlite"), "--json"])
         expected = len(fast.requests)
     with FaultServer(lambda body: delayed(model(body), 0.1)) as slow:
         store = tmp_path / "store.sqlite"
-        arguments = command(films, slow, store)
+        arguments = command(filmed, slow, store)
         for wanted, how in ((10, signal.SIGINT), (40, signal.SIGKILL)):
             child = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
             end = time.monotonic() + 60
@@ -152,10 +152,10 @@ def test_a_killed_search_resumes_and_repeats_no_answered_call(films: Path, tmp_p
             assert len({(t.prompt_id, t.part, t.n, t.mean) for t in trials}) == len(trials)
 
 
-def command(films: Path, server: FaultServer, store: Path) -> list[str]:
+def command(filmed: Path, server: FaultServer, store: Path) -> list[str]:
     # The task, and all that follows it, is the stored run's on a resume.
     head = [sys.executable, "-m", "workbench.cli.main", "optimize", "--store", str(store)]
-    return [*head, *search(films, server)[1:], "--concurrency", "2"]
+    return [*head, *search(filmed, server)[1:], "--concurrency", "2"]
 
 
 def run_json(arguments: list[str]) -> dict[str, Any]:
@@ -164,8 +164,8 @@ def run_json(arguments: list[str]) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_a_plan_asks_nothing(cli: Cli, films: Path, server: FaultServer) -> None:
-    code, out, _ = cli(*search(films, server, "--plan", "--json"))
+def test_a_plan_asks_nothing(cli: Cli, filmed: Path, server: FaultServer) -> None:
+    code, out, _ = cli(*search(filmed, server, "--plan", "--json"))
     plan = json.loads(out)
     assert code == 0
     assert plan["rows"] == {"search": 20, "fresh": 20, "test": 30}
@@ -175,20 +175,34 @@ def test_a_plan_asks_nothing(cli: Cli, films: Path, server: FaultServer) -> None
     assert server.requests == []
 
 
-def test_a_budget_is_never_passed_and_what_it_leaves_is_confirmed(cli: Cli, films: Path, server: FaultServer) -> None:
-    code, out, err = cli(*search(films, server, "--max-calls", "310", "--json"))
+def test_simulated_pages_are_dev_rows_and_real_users_the_test(cli: Cli, log_file: Path, server: FaultServer) -> None:
+    assert cli("simulate", "--data", str(log_file), "--agents", "20", "--fidelity-users", "0", "--page-size", "5")[0] == 0
+    arguments = ("--llm", f"vllm:test@{server.url}", "--train", "0", "--dev", "6", "--test", "10", "--plan", "--json")
+    code, out, err = cli("optimize", "simulated:latest", *arguments)
+    assert code == 0, err
+    plan = json.loads(out)
+    assert plan["rows"]["search"] + plan["rows"]["fresh"] <= 6
+    assert plan["rows"]["test"] == 10
+    assert "prior" in plan["baselines"]
+    code, _, err = cli("optimize", "simulated:nothing", *arguments)
+    assert code == 2
+    assert "nothing" in one_line_error(err)
+
+
+def test_a_budget_is_never_passed_and_what_it_leaves_is_confirmed(cli: Cli, filmed: Path, server: FaultServer) -> None:
+    code, out, err = cli(*search(filmed, server, "--max-calls", "310", "--json"))
     assert code == 0, err
     found = json.loads(out)
     assert len(server.requests) <= 310
     assert "calls budget" in found["stopped"]
     assert found["dev"]["rows"] == 20
-    code, _, err = cli(*search(films, server, "--max-calls", "279"))
+    code, _, err = cli(*search(filmed, server, "--max-calls", "279"))
     assert code == 2
     assert "final scoring alone may take 280" in one_line_error(err)
 
 
-def test_a_template_is_tested_for_a_reason_beside_another_that_shows_the_same(cli: Cli, films: Path, server: FaultServer) -> None:
-    test = ("prompts", "test", "plain", f"po4isr:{films}", "--llm", f"vllm:test@{server.url}", "--test", "12")
+def test_a_template_is_tested_for_a_reason_beside_another_that_shows_the_same(cli: Cli, filmed: Path, server: FaultServer) -> None:
+    test = ("prompts", "test", "plain", f"po4isr:{filmed}", "--llm", f"vllm:test@{server.url}", "--test", "12")
     code, out, _ = cli(*test, "--reason", "a test", "--against", "recprompt", "--json")
     found = json.loads(out)
     assert code == 0
@@ -207,7 +221,7 @@ def test_a_template_is_tested_for_a_reason_beside_another_that_shows_the_same(cl
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("optimize", "films"), "task 'films' is not of the form po4isr:"),
+        (("optimize", "filmed"), "task 'filmed' is not of the form po4isr:"),
         (("optimize", "po4isr:nowhere"), "cannot be read"),
         (("optimize", "po4isr:FILMS", "--optimizer", "magic"), "optimizer 'magic'"),
         (("optimize", "po4isr:FILMS", "--set", "magic=1"), "magic"),
@@ -219,10 +233,10 @@ def test_a_template_is_tested_for_a_reason_beside_another_that_shows_the_same(cl
     ],
 )
 def test_bad_input_is_one_line_that_says_what_to_do(
-    cli: Cli, films: Path, server: FaultServer, arguments: tuple[str, ...], said: str
+    cli: Cli, filmed: Path, server: FaultServer, arguments: tuple[str, ...], said: str
 ) -> None:
     more = ("--llm", f"vllm:test@{server.url}") if arguments[0] == "optimize" else ()
-    code, _, err = cli(*(a.replace("FILMS", str(films)) for a in arguments), *more)
+    code, _, err = cli(*(a.replace("FILMS", str(filmed)) for a in arguments), *more)
     assert code == 2
     assert said in one_line_error(err)
     assert server.requests == []
