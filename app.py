@@ -71,7 +71,8 @@ def show_run(store: Store, run: RunSummary) -> None:
     if run.message:
         st.warning(run.message)
     calls = store.call_totals(run.id)
-    facts = {"status": run.status, "agents": run.agents, "pages": run.pages, "model calls": calls.calls, "from cache": calls.cached}
+    simulated = {"agents": run.agents, "pages": run.pages} if run.agents else {}
+    facts = {"status": run.status, **simulated, "model calls": calls.calls, "from cache": calls.cached}
     for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
         column.metric(name, value)
     if run.kind == "optimize":
