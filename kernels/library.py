@@ -6,50 +6,93 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
 
 _LIBRARY = torch.library.Library("workbench", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def operator(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Registers `workbench::name` of a schema such as "name(Tensor x, int n) -> Tensor" and returns it.
+class Operator:
+    """`workbench::name` of a schema such as "name(Tensor x, int n) -> Tensor".
 
     run: the implementation for tensors on a GPU, or on a processor where Triton's interpreter is on; it reads its inputs only and returns
-    new tensors. fake: what it returns for tensors without data: shapes, strides and types. A backward is added by
-    `differentiable`, where it calls an operator of its own.
+    new tensors. fake: what it returns for tensors without data: shapes, strides and types. A backward is added by `differentiable`, where
+    it calls an operator of its own.
+
+    A call goes past the dispatcher where that would only come back here, once for autograd and once for the implementation, each time
+    through Python: together that takes longer than a launch. The dispatcher's way is for whoever watches it.
     """
-    name = schema[: schema.index("(")]
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
-    for device in ("CUDA", "CPU"):
-        _LIBRARY.impl(name, run, device)  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"workbench::{name}", fake, lib=_LIBRARY)
-    found: Callable[..., Any] = getattr(torch.ops.workbench, name).default
-    return found
+
+    def __init__(self, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+        self.name = schema[: schema.index("(")]
+        self.run = run
+        self.function: type[torch.autograd.Function] | None = None
+        _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+        for device in ("CUDA", "CPU"):
+            _LIBRARY.impl(self.name, run, device)  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"workbench::{self.name}", fake, lib=_LIBRARY)
+        self.registered: Callable[..., Any] = getattr(torch.ops.workbench, self.name).default
+
+    def __call__(self, *inputs: Any) -> Any:
+        if _watched(inputs):
+            return self.registered(*inputs)
+        if not torch.is_grad_enabled():
+            return self.run(*inputs)
+        if self.function is None:
+            # Without a backward, autograd knows whom to warn.
+            return self.registered(*inputs)
+        return self.function.apply(*inputs) if _learns(inputs) else self.run(*inputs)  # type: ignore[no-untyped-call]
 
 
-def differentiable(operator: Callable[..., Any], save: Callable[..., None], backward: Callable[..., Any]) -> None:
+operator = Operator
+
+
+def differentiable(operator: Operator, save: Callable[..., None], backward: Callable[..., Any]) -> None:
     """Gives an operator whose schema has no defaults its backward, as `torch.library.register_autograd` does.
 
     save(context, inputs, output) keeps what backward(context, *gradients of the outputs) needs, which returns those of all inputs. Of a
     call's time on the processor, PyTorch's own spends a part on looking for defaults that grows with the square of the arguments: 35 us
-    for ten of them, as much as a launch.
+    for ten of them, as much as a launch. A second derivative is an error.
     """
 
+    def below(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.registered(*inputs)
+
+    def run(*inputs: Any) -> Any:
+        return dispatched.apply(*inputs) if torch.is_grad_enabled() and _learns(inputs) else below(*inputs)  # type: ignore[no-untyped-call]
+
+    dispatched = _function(below, save, backward)
+    operator.function = _function(operator.run, save, backward)
+    _LIBRARY.impl(operator.name, run, "Autograd")  # type: ignore[no-untyped-call]
+
+
+def _function(run: Callable[..., Any], save: Callable[..., None], backward_: Callable[..., Any]) -> type[torch.autograd.Function]:
     class Generated(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = operator(*inputs)
+            output = run(*inputs)
             save(ctx, inputs, output)
             return output
 
         @staticmethod
+        @once_differentiable
         def backward(ctx: Any, *grads: Any) -> Any:
-            return backward(ctx, *grads)
+            return backward_(ctx, *grads)
 
-    def run(*inputs: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs):
-            return Generated.apply(*inputs)  # type: ignore[no-untyped-call]
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*inputs)
+    return Generated
 
-    _LIBRARY.impl(operator.name().split("::")[1].split(".")[0], run, "Autograd")  # type: ignore[attr-defined,no-untyped-call]
+
+def _learns(inputs: tuple[Any, ...]) -> bool:
+    return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+
+
+def _watched(inputs: tuple[Any, ...]) -> bool:
+    """Whether a translation, a mode, a transform or a tensor's own class takes part in what is called."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or any(isinstance(x, Tensor) and type(x) is not Tensor and type(x) is not Parameter for x in inputs)
+    )

@@ -38,17 +38,29 @@ def main() -> None:
             if options.shapes in case.shape:
                 rows += _rows(case, ceilings)
                 print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
-    report(f"kernels, {_versions()}", rows, options.csv)
+    report(f"kernels, {_versions()}", _compared(rows), options.csv)
+
+
+def _compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds how many times as fast as PyTorch a row is, on the GPU and by calls, and the share of a part in its HSTU layer's time."""
+    times = {(row["operator"], row["shape"], row["implementation"], row["pass"]): (row["ms p50"], row["call ms"]) for row in rows}
+    unknown = (float("nan"),) * 2
+    for row in rows:
+        plain = times.get((row["operator"], row["shape"], "PyTorch", row["pass"]), unknown)
+        whole = times.get(("hstu_layer", row["shape"], row["implementation"], row["pass"]), unknown)
+        row |= {"x PyTorch": plain[0] / row["ms p50"], "x PyTorch, call": plain[1] / row["call ms"], "of layer": row["ms p50"] / whole[0]}
+    return rows
 
 
 def _rows(case: Case, ceilings: tuple[float, float]) -> list[dict[str, Any]]:
-    """The forward and, where there is one, the backward pass of a case."""
+    """The forward and, where there is one, the backward pass of a case, and both."""
     timings, memory = _timings(case)
+    work = {"forward": case.flops, "backward": case.backward_flops}
     floors = {
         "forward": max(case.flops / ceilings[1], case.bytes / ceilings[0]),
         "backward": max(case.backward_flops / ceilings[1], case.backward_bytes / ceilings[0]),
     }
-    work = {"forward": case.flops, "backward": case.backward_flops}
+    work["both"], floors["both"] = sum(work.values()), sum(floors.values())
     gc.collect()
     torch.cuda.empty_cache()
     return [_row(case, part, timing, work[part], floors[part], memory) for part, timing in timings.items()]
@@ -61,7 +73,8 @@ def _timings(case: Case) -> tuple[dict[str, Timing], float]:
     if not learned:
         return timings, 0.0
     both = partial(_both, run, learned)
-    return timings | {"backward": time_calls(both).minus(timings["forward"])}, _peak(both)
+    timings["both"] = time_calls(both)
+    return timings | {"backward": timings["both"].minus(timings["forward"])}, _peak(both)
 
 
 def _row(case: Case, part: str, timing: Timing, flops: float, floor: float, memory: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,13 +32,27 @@ def flops(lengths: list[int], dim: int, heads: int = HEADS) -> float:
     return sum(2.0 * heads * n * n * dim for n in lengths)
 
 
+Gaps = Literal["days", "sessions"]
+"""What passes between two tokens. `days`: up to ten minutes, or for one in five up to two days; `sessions`: up to a minute, many of them a
+few seconds or none, or for one in forty a day to four months, as where users rate films."""
+
+
+def seconds(tokens: int, gaps: Gaps) -> Tensor:
+    """Times [tokens] int64."""
+    chance = torch.rand(tokens, device="cuda")
+    if gaps == "days":
+        return (torch.randint(1, 600, (tokens,), device="cuda") * torch.where(chance < 0.2, 300, 1)).cumsum(0)
+    spread = torch.rand(tokens, device="cuda")
+    return torch.where(chance < 1 / 40, 86400 * 120**spread, 60 * spread**2).long().cumsum(0)
+
+
 def attention(
     lengths: list[int],
     dim: int,
     heads: int = HEADS,
     *,
     position: bool = False,
-    times: bool = False,
+    times: Gaps | None = None,
     backend: Backend = "triton",
 ) -> Callable[[], tuple[Callable[[], Tensor], list[Tensor]]]:
     """Prepares a pass of ours; q, k, v are strided as views of one projection, as in a layer, and have gradients of their own."""
@@ -52,9 +66,7 @@ def attention(
             more["position_bias"] = normal(heads, longest, dtype=torch.float32)
             learned.append(more["position_bias"])
         if times:
-            # A fifth of the gaps are days, the others minutes.
-            gap = torch.randint(1, 600, (tokens,), device="cuda") * torch.where(torch.rand(tokens, device="cuda") < 0.2, 300, 1)
-            more["key_times"] = gap.cumsum(0)
+            more["key_times"] = seconds(tokens, times)
             more["query_times"] = more["key_times"] + 30
             more["time_bias"] = normal(heads, 64, dtype=torch.float32)
             learned.append(more["time_bias"])
@@ -100,10 +112,11 @@ def cases() -> Iterator[Case]:
         lengths = [length] * BATCH
         shape = f"D={dim} N={length}"
         yield case(f"{shape}, position", "kernels", attention(lengths, dim, position=True), lengths, dim)
-        yield case(f"{shape}, position and time", "kernels", attention(lengths, dim, position=True, times=True), lengths, dim)
+        for gaps in get_args(Gaps):
+            yield case(f"{shape}, position and time, {gaps}", "kernels", attention(lengths, dim, position=True, times=gaps), lengths, dim)
     lengths = zipf_lengths(128, 200)
     for name, backend in BACKENDS.items():
         yield case(
             "H=1 D=50 N<=200, position and time", name,
-            attention(lengths, 50, 1, position=True, times=True, backend=backend), lengths, 50, 1,
+            attention(lengths, 50, 1, position=True, times="days", backend=backend), lengths, 50, 1,
         )  # fmt: skip

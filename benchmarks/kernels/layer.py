@@ -1,9 +1,10 @@
-"""A whole HSTU layer, its parts, and what stands at its end, beside PyTorch."""
+"""A whole HSTU layer and its three parts beside PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,102 +17,120 @@ from kernels.hstu_attention import hstu_attention
 from kernels.hstu_output import hstu_output
 from kernels.uvqk import uvqk
 
-SHAPES: list[tuple[str, list[int], int, int]] = [
-    ("base: B=128 N<=200 C=50 H=1", zipf_lengths(128, 200), 50, 1),
-    ("B=32 N=1024 C=512 H=4", [1024] * 32, 512, 4),
+DROPOUT = 0.2
+
+
+class Shape(NamedTuple):
+    """A layer's batch and size, with dropout and a position bias. dtype: autocast's, with a float32 residual, or float32 for all."""
+
+    name: str
+    lengths: list[int]
+    width: int
+    heads: int
+    dtype: torch.dtype = torch.bfloat16
+
+
+SHAPES = [
+    Shape("base: B=128 N<=200 C=50 H=1", zipf_lengths(128, 200), 50, 1),
+    Shape("base, float32", zipf_lengths(128, 200), 50, 1, torch.float32),
+    Shape("B=32 N=1024 C=512 H=4", [1024] * 32, 512, 4),
 ]
-"""Name, lengths, width and heads; dropout .2 and a position bias in all."""
 
 
-def weights(width: int) -> list[Tensor]:
-    """Norm weight and bias, projection and its bias, norm weight and bias, projection and its bias; float32, as a trainer keeps them."""
-    plain = {"dtype": torch.float32}
-    return [
-        normal(width, **plain), normal(width, **plain), normal(4 * width, width, scale=width**-0.5, **plain), normal(4 * width, **plain),
-        normal(width, **plain), normal(width, **plain), normal(width, width, scale=width**-0.5, **plain), normal(width, **plain),
-    ]  # fmt: skip
+class Layer:
+    """Inputs and weights on the GPU, and the parts of a layer by the kernels or in plain PyTorch."""
+
+    def __init__(self, shape: Shape, backend: Backend) -> None:
+        self.shape, self.backend, (_, lengths, width, heads, _) = shape, backend, shape
+        self.tokens, self.dim, self.longest = sum(lengths), width // heads, max(lengths)
+        self.x, self.offsets = normal(self.tokens, width, dtype=torch.float32), bounds(lengths)
+        self.front, self.back = self._weights(4 * width), self._weights(width)
+        self.bias = normal(heads, self.longest, dtype=torch.float32)
+        # Of dropout; a network draws those of all its layers at once.
+        self.seed = torch.randint(2**63 - 1, (), device="cuda")
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Autocast, where the shape asks for it; its cache would keep a weight's conversion from being timed."""
+        short = self.shape.dtype != torch.float32
+        return torch.autocast("cuda", self.shape.dtype, cache_enabled=False) if short else nullcontext()
+
+    def project(self) -> tuple[Tensor, ...]:
+        """u, v, q, k."""
+        heads, dim = self.shape.heads, self.dim
+        if self.backend == "triton":
+            return uvqk(self.x, *self.front, heads=heads, dim_qk=dim, dim_v=dim)
+        scale, shift, weight, bias = self.front
+        normed = functional.layer_norm(self.x, self.x.shape[1:], scale, shift)
+        u, *vqk = functional.silu(functional.linear(normed, weight, bias)).chunk(4, 1)
+        return u, *(part.view(self.tokens, heads, dim) for part in vqk)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Of all heads, side by side."""
+        bias = self.bias if self.backend == "triton" else self.bias.to(q.dtype)
+        return hstu_attention(q, k, v, self.offsets, max_seq_len=self.longest, position_bias=bias).flatten(1)
+
+    def close(self, attended: Tensor, u: Tensor) -> Tensor:
+        """The layer's output."""
+        if self.backend == "triton":
+            return hstu_output(attended, u, self.x, *self.back, dropout=DROPOUT, training=True, seed=self.seed)
+        scale, shift, weight, bias = self.back
+        gated = functional.layer_norm(attended, attended.shape[1:], scale, shift) * u
+        return self.x + functional.linear(functional.dropout(gated, DROPOUT), weight, bias)
+
+    def whole(self) -> Tensor:
+        """All three."""
+        u, v, q, k = self.project()
+        return self.close(self.attend(q, k, v), u)
+
+    def part(self, name: str) -> tuple[Callable[[], Any], list[Tensor]]:
+        """A part's call, and the tensors that it has gradients by."""
+        width, heads, dtype = self.shape.width, self.shape.heads, self.shape.dtype
+        if name == "hstu_layer":
+            return self.whole, [self.x, *self.front, *self.back, self.bias]
+        if name == "uvqk":
+            return self.project, [self.x, *self.front]
+        if name == "hstu_attention":
+            qkv = [normal(self.tokens, heads, self.dim, dtype=dtype) for _ in range(3)]
+            return lambda: self.attend(*qkv), [*qkv, self.bias]
+        attended, u = (normal(self.tokens, width, dtype=dtype) for _ in range(2))
+        return lambda: self.close(attended, u), [attended, u, self.x, *self.back]
+
+    def _weights(self, rows: int) -> list[Tensor]:
+        """A norm's weight and bias, a projection's weight and bias; float32, as a trainer keeps them."""
+        width = self.shape.width
+        shapes: list[tuple[int, ...]] = [(width,), (width,), (rows, width), (rows,)]
+        return [normal(*shape, scale=width**-0.5 if len(shape) == 2 else 1.0, dtype=torch.float32) for shape in shapes]
 
 
-def layer(lengths: list[int], width: int, heads: int, backend: Backend) -> Prepare:
-    """Prepares a layer under bfloat16 autocast, the residual in float32."""
-
-    def prepare() -> tuple[Callable[[], Tensor], list[Tensor]]:
-        x, learned = normal(sum(lengths), width, dtype=torch.float32), weights(width)
-        bias = normal(heads, max(lengths), dtype=torch.float32)
-        offsets, dim = bounds(lengths), width // heads
-
-        def plain() -> Tensor:
-            w = learned
-            projected = functional.silu(functional.linear(functional.layer_norm(x, (width,), w[0], w[1]), w[2], w[3]))
-            u, v, q, k = projected.chunk(4, 1)
-            v, q, k = (t.unflatten(1, (heads, dim)) for t in (v, q, k))
-            attended = hstu_attention(q, k, v, offsets, max_seq_len=max(lengths), position_bias=bias.to(q.dtype)).flatten(1)
-            gated = functional.dropout(functional.layer_norm(attended, (width,), w[4], w[5]) * u, 0.2)
-            return x + functional.linear(gated, w[6], w[7])
-
-        def fused() -> Tensor:
-            w = learned
-            u, v, q, k = uvqk(x, *w[:4], heads=heads, dim_qk=dim, dim_v=dim)
-            attended = hstu_attention(q, k, v, offsets, max_seq_len=max(lengths), position_bias=bias)
-            return hstu_output(attended.flatten(1), u, x, *w[4:], dropout=0.2, training=True)
-
-        def run() -> Tensor:
-            with use(backend), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-                return fused() if backend == "triton" else plain()
-
-        return run, [x, *learned, bias]
-
-    return prepare
-
-
-def projection(lengths: list[int], width: int, heads: int, backend: Backend) -> Prepare:
-    """Prepares `uvqk` alone."""
+def prepared(shape: Shape, backend: Backend, part: str) -> Prepare:
+    """Prepares a layer or a part of it."""
 
     def prepare() -> tuple[Callable[[], Any], list[Tensor]]:
-        x, learned = normal(sum(lengths), width, dtype=torch.float32), weights(width)[:4]
+        layer = Layer(shape, backend)
+        call, learned = layer.part(part)
 
-        def run() -> tuple[Tensor, ...]:
-            with use(backend), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-                return uvqk(x, *learned, heads=heads, dim_qk=width // heads, dim_v=width // heads)
+        def run() -> Any:
+            with use(backend), layer.context():
+                return call()
 
-        return run, [x, *learned]
-
-    return prepare
-
-
-def closing(lengths: list[int], width: int, backend: Backend) -> Prepare:
-    """Prepares `hstu_output` alone, without dropout, whose plain form draws the kernels' own masks slowly."""
-
-    def prepare() -> tuple[Callable[[], Any], list[Tensor]]:
-        tokens, learned = sum(lengths), weights(width)[4:]
-        attended, u, x = normal(tokens, width), normal(tokens, width), normal(tokens, width, dtype=torch.float32)
-
-        def run() -> Tensor:
-            with use(backend), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-                return hstu_output(attended, u, x, *learned)
-
-        return run, [attended, u, x, *learned]
+        return run, learned
 
     return prepare
 
 
 @benchmark("hstu_layer")
 def cases() -> Iterator[Case]:
-    for shape, lengths, width, heads in SHAPES:
-        tokens = sum(lengths)
-        products, attended = 2.0 * tokens * width * width, flops(lengths, width // heads, heads)
-        row = float(tokens * width)
+    for shape in SHAPES:
+        tokens, width = sum(shape.lengths), shape.width
+        product, attended = 2.0 * tokens * width * width, flops(shape.lengths, width // shape.heads, shape.heads)
+        # Residuals have 4 bytes an element, what lies between has `size`.
+        row, size = float(tokens * width), shape.dtype.itemsize
+        costs = {
+            "hstu_layer": (5 * product + attended, 10 * product + 2.5 * attended, 8 * row, 12 * row),
+            "uvqk": (4 * product, 8 * product, (4 + 4 * size) * row, (8 + 4 * size) * row),
+            "hstu_attention": (attended, 2.5 * attended, 4 * size * row, 7 * size * row),
+            "hstu_output": (product, 2 * product, (8 + 2 * size) * row, (4 + 4 * size) * row),
+        }
         for name, backend in BACKENDS.items():
-            # float32 residuals are 4 bytes an element, everything between 2.
-            yield Case(
-                "hstu_layer",
-                shape,
-                name,
-                layer(lengths, width, heads, backend),
-                5 * products + attended,
-                10 * products + 2.5 * attended,
-                8 * row,
-                12 * row,
-            )
-            yield Case("uvqk", shape, name, projection(lengths, width, heads, backend), 4 * products, 8 * products, 12 * row, 16 * row)
-            yield Case("hstu_output", shape, name, closing(lengths, width, backend), products, 2 * products, 12 * row, 16 * row)
+            for part, cost in costs.items():
+                yield Case(part, shape.name, name, prepared(shape, backend, part), *cost)

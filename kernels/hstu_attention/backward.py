@@ -10,9 +10,7 @@ import triton
 import triton.language as tl
 
 from kernels.hstu_attention.tiles import (
-    add_position_bias,
-    add_time_bias,
-    bucket_range,
+    add_biases,
     extremes,
     keys_seen,
     moments,
@@ -82,13 +80,13 @@ def add_by_bucket(at, tile, passed, low, high, biases, scale, DETERMINISTIC: tl.
     ROWS: tl.constexpr = tile.shape[0]
     _, _, firsts, _ = biases
     at += tl.arange(0, ROWS)
-    # From the last bucket on; what a bucket has counted is gone for those before it.
-    if high > low:
-        for n in range(0, high - low):
-            inside = passed >= tl.load(firsts + high - n)
-            add_to(at + (high - n) * ROWS, tl.sum(tl.where(inside, tile, 0.0), 1) * scale, None, DETERMINISTIC)
-            tile = tl.where(inside, 0.0, tile)
-    add_to(at + low * ROWS, tl.sum(tile, 1) * scale, None, DETERMINISTIC)
+    # A bucket's sum is that from its first second on, less that from the next bucket's on.
+    above = tl.sum(tile, 1)
+    for b in range(low, high):
+        further = tl.sum(tl.where(passed >= tl.load(firsts + b + 1), tile, 0.0), 1)
+        add_to(at + b * ROWS, (above - further) * scale, None, DETERMINISTIC)
+        above = further
+    add_to(at + high * ROWS, above * scale, None, DETERMINISTIC)
 
 
 @triton.jit
@@ -97,21 +95,20 @@ def key_step(
     PAD_D: tl.constexpr, PAD_E: tl.constexpr, ROWS: tl.constexpr, NATIVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk and dv plus what ROWS queries from `row` on give them. Tiles stand as [keys, queries]."""
-    key, value, j, time_j, span_j, reference = keys
+    key, value, j, when_j, reference = keys
     q, q_token, query_times = queries
     g, g_token = grads
-    position_bias, time_bias, _, _ = biases
+    _, time_bias, _, _ = biases
     length, _, _, _ = sight
     i = row + tl.arange(0, ROWS)
     query = rows_of(q, row, q_token, length, ROWS, D, PAD_D, MASKED)
     grad = rows_of(g, row, g_token, length, ROWS, E, PAD_E, MASKED)
     half = product(key, tl.trans(query), None, NATIVE, PRECISION) * (0.5 * alpha)
-    if position_bias is not None:
-        half = add_position_bias(half, i[None, :], j[:, None], sight, biases, MASKED, NATIVE)
+    when_i = None
     if time_bias is not None:
         time_i = moments(query_times, tl.minimum(i, length - 1), reference)
-        low, high = bucket_range(extremes(time_i), span_j, biases, NATIVE)
-        half = add_time_bias(half, tl.abs(time_i[None, :] - time_j[:, None]), low, high, biases, NATIVE)
+        when_i = (time_i[None, :], extremes(time_i))
+    half, _, _, _ = add_biases(half, i[None, :], j[:, None], when_i, when_j, sight, biases, MASKED, NATIVE)
     sigmoid, weight = silu(half, NATIVE and key.dtype != tl.float32)
     slope = slope_of(sigmoid, weight)
     if MASKED:
@@ -130,7 +127,7 @@ def query_step(
     DETERMINISTIC: tl.constexpr,
 ):  # fmt: skip
     """dq plus what COLS keys from `col` on give it, and what they give the tables."""
-    query, grad, row, i, place_i, time_i, span_i, reference = queries
+    query, grad, row, i, place_i, when_i, reference = queries
     k, k_token, key_times = keys
     v, v_token = values
     position_bias, time_bias, _, _ = biases
@@ -140,13 +137,11 @@ def query_step(
     key = rows_of(k, col, k_token, length, COLS, D, PAD_D, MASKED)
     value = rows_of(v, col, v_token, length, COLS, E, PAD_E, MASKED)
     half = product(query, tl.trans(key), None, NATIVE, PRECISION) * (0.5 * alpha)
-    if position_bias is not None:
-        half = add_position_bias(half, place_i[:, None], j[None, :], sight, biases, MASKED, NATIVE)
+    when_j = None
     if time_bias is not None:
         time_j = moments(key_times, tl.minimum(j, length - 1), reference)
-        low, high = bucket_range(span_i, extremes(time_j), biases, NATIVE)
-        passed = tl.abs(time_i[:, None] - time_j[None, :])
-        half = add_time_bias(half, passed, low, high, biases, NATIVE)
+        when_j = (time_j[None, :], extremes(time_j))
+    half, passed, low, high = add_biases(half, place_i[:, None], j[None, :], when_i, when_j, sight, biases, MASKED, NATIVE)
     sigmoid, weight = silu(half, NATIVE and key.dtype != tl.float32)
     slope = slope_of(sigmoid, weight)
     if MASKED:
@@ -220,12 +215,12 @@ def backward_kernel(
             position_grad += copy.to(tl.int64) * width
         # Rows behind the sequence's end have no place in the table.
         place_i = tl.minimum(i, length - 1)
-        queries = (query, upstream, row, i, place_i, None, None, None)
+        queries = (query, upstream, row, i, place_i, None, None)
         if time_bias is not None:
             time_grad += copy.to(tl.int64) * (buckets * BLOCK)
             reference = tl.load(query_times + tl.minimum(row + BLOCK, length) - 1)
             time_i = moments(query_times, place_i, reference)
-            queries = (query, upstream, row, i, place_i, time_i, extremes(time_i), reference)
+            queries = (query, upstream, row, i, place_i, (time_i[:, None], extremes(time_i)), reference)
         sums = (position_grad, time_grad, width)
         keys = (k, k_token, key_times)
         values = (v, v_token)
@@ -252,12 +247,12 @@ def backward_kernel(
         j = start + tl.arange(0, BLOCK)
         key = rows_of(k, start, k_token, length, BLOCK, D, PAD_D, True)
         value = rows_of(v, start, v_token, length, BLOCK, E, PAD_E, True)
-        owned = (key, value, j, None, None, None)
+        owned = (key, value, j, None, None)
         if time_bias is not None:
             final = tl.minimum(start + BLOCK, length) - 1
             reference = tl.load(key_times + final)
             time_j = moments(key_times, tl.minimum(j, final), reference)
-            owned = (key, value, j, time_j, extremes(time_j), reference)
+            owned = (key, value, j, (time_j[:, None], extremes(time_j)), reference)
         asking = (q, q_token, query_times)
         grads = (grad, grad_token)
         early, a, b, last = queries_seeing(start, sight, STEP, BLOCK)

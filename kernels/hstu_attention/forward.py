@@ -7,9 +7,7 @@ import triton
 import triton.language as tl
 
 from kernels.hstu_attention.tiles import (
-    add_position_bias,
-    add_time_bias,
-    bucket_range,
+    add_biases,
     extremes,
     keys_seen,
     moments,
@@ -30,20 +28,19 @@ def step(
     PAD_E: tl.constexpr, COLS: tl.constexpr, NATIVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """acc plus one tile's values by their weights."""
-    query, i, place_i, time_i, span_i, reference = queries
+    query, i, place_i, when_i, reference = queries
     k, k_token, key_times = keys
     v, v_token = values
-    position_bias, time_bias, _, _ = biases
+    _, time_bias, _, _ = biases
     length, _, _, _ = sight
     j = col + tl.arange(0, COLS)
     key = rows_of(k, col, k_token, length, COLS, D, PAD_D, MASKED)
     half = product(query, tl.trans(key), None, NATIVE, PRECISION) * (0.5 * alpha)
-    if position_bias is not None:
-        half = add_position_bias(half, place_i[:, None], j[None, :], sight, biases, MASKED, NATIVE)
+    when_j = None
     if time_bias is not None:
         time_j = moments(key_times, tl.minimum(j, length - 1), reference)
-        low, high = bucket_range(span_i, extremes(time_j), biases, NATIVE)
-        half = add_time_bias(half, tl.abs(time_i[:, None] - time_j[None, :]), low, high, biases, NATIVE)
+        when_j = (time_j[None, :], extremes(time_j))
+    half, _, _, _ = add_biases(half, place_i[:, None], j[None, :], when_i, when_j, sight, biases, MASKED, NATIVE)
     _, weight = silu(half, NATIVE and key.dtype != tl.float32)
     if MASKED:
         weight = tl.where(visible(i[:, None], j[None, :], sight), weight, 0.0)
@@ -83,13 +80,13 @@ def forward_kernel(
     query = rows_of(q + head * q_head + begin * q_token, row, q_token, length, ROWS, D, PAD_D, True)
     # Rows behind the sequence's end have no place in the table.
     place_i = tl.minimum(i, length - 1)
-    queries = (query, i, place_i, None, None, None)
+    queries = (query, i, place_i, None, None)
     if time_bias is not None:
         time_bias += head * time_stride
         key_times += begin
         reference = tl.load(query_times + begin + tl.minimum(row + ROWS, length) - 1)
         time_i = moments(query_times + begin, place_i, reference)
-        queries = (query, i, place_i, time_i, extremes(time_i), reference)
+        queries = (query, i, place_i, (time_i[:, None], extremes(time_i)), reference)
     keys = (k + head * k_head + begin * k_token, k_token, key_times)
     values = (v + head * v_head + begin * v_token, v_token)
     biases = (position_bias, time_bias, firsts, buckets)

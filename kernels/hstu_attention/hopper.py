@@ -1,4 +1,4 @@
-"""Plain causal HSTU attention on Hopper GPUs: which calls the kernels take, and how they are launched."""
+"""Causal HSTU attention on Hopper GPUs: which calls the kernels take, and how they are launched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.hstu_attention.hopper_backward import backward_kernel
+from kernels.hstu_attention.hopper_bias import CELLS, MARGIN, prepare_kernel
 from kernels.hstu_attention.hopper_forward import forward_kernel
+from kernels.hstu_attention.reference import thresholds
 
 _TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
 _BLOCK = 128
@@ -21,7 +23,10 @@ _FORWARD = {64: (3, True), 128: (2, False)}
 
 
 def eligible(q: Tensor, k: Tensor, v: Tensor, max_seq_len: int) -> bool:
-    """Whether `forward` and `backward` take such a call: no targets, window, context or bias, which the caller checks."""
+    """Whether `forward` and `backward` take such a call: no targets, window or context, which the caller checks.
+
+    `forward` also adds a position bias, and beside it a time bias; `backward` has none.
+    """
     return (
         q.device.type == "cuda"
         and q.dtype in (torch.bfloat16, torch.float16)
@@ -36,17 +41,27 @@ def eligible(q: Tensor, k: Tensor, v: Tensor, max_seq_len: int) -> bool:
     )
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, alpha: float, normalizer: float) -> Tensor:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, alpha: float, normalizer: float,
+    position_bias: Tensor | None = None, time_bias: Tensor | None = None, key_times: Tensor | None = None,
+    query_times: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`hstu_attention` [T, H, D] of an eligible call."""
     tokens, heads, width = q.shape
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    counter = torch.zeros(1, dtype=torch.int32, device=v.device)
+    biases: tuple[Any, ...]
+    if position_bias is None:
+        counter = torch.zeros(1, dtype=torch.int32, device=v.device)
+        biases = (None, None, None, None, None, None, None, 0, 0)
+    else:
+        counter = torch.empty(1, dtype=torch.int32, device=v.device)
+        biases = _prepare(offsets, max_seq_len, position_bias, time_bias, key_times, query_times, counter)
     sequences = offsets.shape[0] - 1
     blocks = -(-max_seq_len // _BLOCK)
     programs = max(min(_processors(q.device), blocks * heads * sequences), 1)
     stages, turns = _FORWARD[width]
     forward_kernel[(programs,)](
-        _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), out, offsets, counter, tokens, sequences, blocks, heads,
+        _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), out, offsets, counter, *biases, tokens, sequences, blocks, heads,
         q.stride(1), k.stride(1), v.stride(1), alpha / 2, 1 / normalizer, width, stages, turns, num_warps=4, maxnreg=168,
     )  # fmt: skip
     return out
@@ -71,6 +86,54 @@ def backward(
         alpha / 2, alpha / 2 / normalizer, 1 / normalizer, width, 2, num_warps=8, maxnreg=168,
     )  # fmt: skip
     return dq, dk, dv
+
+
+def _prepare(
+    offsets: Tensor, longest: int, position_bias: Tensor, time_bias: Tensor | None, key_times: Tensor | None, query_times: Tensor | None,
+    counter: Tensor,
+) -> tuple[Any, ...]:  # fmt: skip
+    """What the forward reads of the biases; see `prepare_kernel`. Zeros the counter on the way."""
+    heads, width = position_bias.shape
+    device = position_bias.device
+    if position_bias.stride(1) != 1:
+        position_bias = position_bias.contiguous()
+    room = width + 3 * MARGIN.value
+    if time_bias is None or key_times is None or query_times is None:
+        positions = torch.empty(heads * room, dtype=torch.float32, device=device)
+        found = (positions, None, None, None, None, None, None, room, 0)
+        prepare_kernel[(heads,)](
+            position_bias, None, None, None, offsets, None, positions, None, None, None, None, counter,
+            width, room, 0, position_bias.stride(0), 0, heads, 1,
+        )  # fmt: skip
+        return found
+    if time_bias.stride(1) != 1:
+        time_bias = time_bias.contiguous()
+    buckets = time_bias.shape[1]
+    sizes = [heads * room, heads * buckets, heads * 2 * CELLS.value]
+    positions, by_bucket, by_cell = torch.empty(sum(sizes), dtype=torch.float32, device=device).split(sizes)  # type: ignore[no-untyped-call]
+    key_seconds, query_seconds = torch.empty(2, *key_times.shape, dtype=torch.int32, device=device)
+    cells, firsts = _cells(buckets, device)
+    chunks = -(-longest // 512)
+    prepare_kernel[(heads + (offsets.shape[0] - 1) * chunks,)](
+        position_bias, time_bias, key_times.contiguous(), query_times.contiguous(), offsets, cells, positions, by_bucket, by_cell,
+        key_seconds, query_seconds, counter, width, room, buckets, position_bias.stride(0), time_bias.stride(0), heads, chunks,
+    )  # fmt: skip
+    return positions, key_seconds, query_seconds, cells, firsts, by_bucket, by_cell, room, buckets
+
+
+@cache
+def _cells(buckets: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each quarter of an octave of seconds, where a bucket starts inside, and the bucket it starts in; and where all buckets start."""
+    firsts = thresholds(buckets)
+    starts = [-(-((4 + cell % 4) << cell // 4) // 4) for cell in range(CELLS.value + 1)]
+    lows = [max(b for b, first in enumerate(firsts) if first <= start) for start in starts[:-1]]
+    never = 2**31 - 1
+    cuts = [
+        min(never, firsts[low + 1]) if low + 1 < buckets and firsts[low + 1] < end else never
+        for low, end in zip(lows, starts[1:], strict=True)
+    ]
+    whole = torch.tensor([*cuts, *lows, *(min(never, first) for first in firsts)], dtype=torch.int32, device=device)
+    return whole[: 2 * CELLS.value], whole[2 * CELLS.value :]
 
 
 class _Matrix(TensorDescriptor):  # type: ignore[misc]

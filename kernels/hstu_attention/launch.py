@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels.hstu_attention.backward import backward_kernel
 from kernels.hstu_attention.forward import forward_kernel
 from kernels.hstu_attention.reference import thresholds
+from kernels.launching import launch
 
 # Keys and values that may wait in the L2 cache for the next block of queries.
 _CACHED = 16 << 20
@@ -102,8 +103,8 @@ def forward(
     shape = shape or forward_shape(q.dtype, max(dim, v.shape[2]), longest, position_bias is not None, time_bias is not None)
     pairs, blocks = offsets.shape[0] * heads, _blocks(longest, shape)
     buckets = 0 if time_bias is None else time_bias.shape[1]
-    forward_kernel[(pairs * blocks,)](
-        q, k, v, out, offsets, num_targets, position_bias, time_bias, key_times, query_times,
+    launch(
+        forward_kernel, pairs * blocks, q, k, v, out, offsets, num_targets, position_bias, time_bias, key_times, query_times,
         None if time_bias is None else _firsts(buckets, q.device),
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         0 if position_bias is None else position_bias.stride(0), 0 if time_bias is None else time_bias.stride(0),
@@ -135,8 +136,8 @@ def backward(
     if tokens:
         grad, q, k, v = _inner(grad), _inner(q), _inner(k), _inner(v)
         position_bias, time_bias = _inner_or_none(position_bias), _inner_or_none(time_bias)
-        backward_kernel[(2 * pairs * blocks,)](
-            grad, q, k, v, dq, dk, dv, offsets, num_targets, position_bias, time_bias,
+        launch(
+            backward_kernel, 2 * pairs * blocks, grad, q, k, v, dq, dk, dv, offsets, num_targets, position_bias, time_bias,
             positions, times, key_times, query_times, None if time_bias is None else _firsts(buckets, q.device),
             grad.stride(0), grad.stride(1), q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
             0 if position_bias is None else position_bias.stride(0), 0 if time_bias is None else time_bias.stride(0),

@@ -23,9 +23,9 @@ _LONG = {64: 2048, 128: 1024}
 
 
 def _for_hopper(q: Tensor, k: Tensor, v: Tensor, max_seq_len: int, rest: tuple[Any, ...]) -> Any:
-    """The module that has kernels for long sequences without targets, windows, context and biases, where it takes a call."""
-    num_targets, window, context, position_bias, time_bias = rest[2:7]
-    plain = num_targets is None and not window and not context and position_bias is None and time_bias is None
+    """The module that has kernels for long sequences without targets, windows and context, where it takes a call."""
+    num_targets, window, context = rest[2:5]
+    plain = num_targets is None and not window and not context
     if not (plain and q.is_cuda and max_seq_len >= _LONG.get(q.shape[2], max_seq_len + 1)):
         return None
     from kernels.hstu_attention import hopper
@@ -34,15 +34,17 @@ def _for_hopper(q: Tensor, k: Tensor, v: Tensor, max_seq_len: int, rest: tuple[A
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, *rest: Any) -> Tensor:
-    if hopper := _for_hopper(q, k, v, max_seq_len, rest):
-        out: Tensor = hopper.forward(q, k, v, offsets, max_seq_len, rest[0], rest[1])
+    position_bias, time_bias, key_times, query_times = rest[5:9]
+    # A time bias alone is not worth a kernel of its own.
+    if (position_bias is not None or time_bias is None) and (hopper := _for_hopper(q, k, v, max_seq_len, rest)):
+        out: Tensor = hopper.forward(q, k, v, offsets, max_seq_len, rest[0], rest[1], position_bias, time_bias, key_times, query_times)
         return out
     return launch.forward(q, k, v, offsets, max_seq_len, *rest)
 
 
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, *rest: Any) -> tuple[Tensor, ...]:
-    deterministic = rest[-1]
-    if not deterministic and (hopper := _for_hopper(q, k, v, max_seq_len, rest)):
+    deterministic, unbiased = rest[-1], rest[5] is None and rest[6] is None
+    if unbiased and not deterministic and (hopper := _for_hopper(q, k, v, max_seq_len, rest)):
         return (*hopper.backward(grad, q, k, v, offsets, max_seq_len, rest[0], rest[1]), v.new_empty(0), v.new_empty(0))
     return launch.backward(grad, q, k, v, offsets, max_seq_len, *rest)
 

@@ -194,13 +194,10 @@ def extremes(times):
 def bucket_of(passed, biases, NATIVE: tl.constexpr):
     """The bucket of whole seconds >= 0."""
     _, _, firsts, buckets = biases
-    seconds = tl.maximum(passed, 1).to(tl.float32)
-    if NATIVE:
-        logarithm = tl.inline_asm_elementwise("lg2.approx.f32 $0, $1;", "=f,f", [seconds], dtype=tl.float32, is_pure=True, pack=1)
-    else:
-        logarithm = tl.log2(seconds)
-    # floor(ln(t) / 0.301), a little too low, so that it is right or one too small.
-    low = tl.minimum(tl.maximum(logarithm * (0.6931471805599453 / 0.301) - 0.01, 0.0).to(tl.int32), buckets - 1)
+    # A number's bits grow with its logarithm, from one power of 2 to the next along a line below it, at most a fifth of a bucket below. So
+    # this is floor(ln(t) / 0.301) or one too small.
+    bits = tl.maximum(passed, 1).to(tl.float32).to(tl.int32, bitcast=True) - 0x3F800000
+    low = tl.minimum(tl.umulhi(bits.to(tl.uint32), 1179).to(tl.int32), buckets - 1)
     return low + (passed >= look_up(firsts + low + 1, NATIVE)).to(tl.int32)
 
 
@@ -239,3 +236,22 @@ def add_time_bias(half, passed, low, high, biases, NATIVE: tl.constexpr):
     else:
         half += 0.5 * look_up(time_bias + bucket_of(passed, biases, NATIVE), NATIVE).to(tl.float32)
     return half
+
+
+@triton.jit
+def add_biases(half, i, j, when_i, when_j, sight, biases, MASKED: tl.constexpr, NATIVE: tl.constexpr):
+    """Half scores with half of both biases; then the seconds between query and key, and the tile's lowest and highest bucket.
+
+    when_i and when_j: times that broadcast to the tile, as `moments`, and their extremes.
+    """
+    position_bias, time_bias, _, _ = biases
+    passed, low, high = 0, 0, 0
+    if position_bias is not None:
+        half = add_position_bias(half, i, j, sight, biases, MASKED, NATIVE)
+    if time_bias is not None:
+        time_i, span_i = when_i
+        time_j, span_j = when_j
+        low, high = bucket_range(span_i, span_j, biases, NATIVE)
+        passed = tl.abs(time_i - time_j)
+        half = add_time_bias(half, passed, low, high, biases, NATIVE)
+    return half, passed, low, high

@@ -9,6 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.hstu_output.gate import gate, gate_backward
+from kernels.hstu_output.settings import Settings
+from kernels.launching import launch
+from kernels.layer.learned import Learned
 from kernels.layer.plan import block, cdiv, precision, programs
 from kernels.layer.rows import load_rows, load_vector, store_rows
 from kernels.layer.totals import totals
@@ -17,40 +20,35 @@ from kernels.layer.totals import totals
 _FORWARD_ROWS, _BACKWARD_ROWS, _WARPS, _SHARE = 64, 32, 4, 2
 
 
-def forward(
-    attended: Tensor, u: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor,
-    seed: Tensor | None, dropped: int, eps: float, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+def forward(attended: Tensor, u: Tensor, x: Tensor, learned: Learned, settings: Settings) -> Tensor:
     """The layer's output [T, C]."""
-    tokens, width = attended.shape
-    out = torch.empty_like(x)
-    _forward[(cdiv(tokens, _FORWARD_ROWS),)](
-        attended, u, x, norm_weight, norm_bias, weight, bias, seed, out, tokens, dropped, eps,
+    (tokens, width), out = attended.shape, torch.empty_like(x)
+    seed, dropped, eps, dtype = settings
+    launch(
+        _forward, cdiv(tokens, _FORWARD_ROWS), attended, u, x, *learned, seed, out, tokens, dropped, eps,
         WIDTH=width, OUT=x.shape[1], WIDTHS=block(width), OUTS=block(x.shape[1]), ROWS=_FORWARD_ROWS, DROP=dropped > 0,
         HALF=_half(dtype), PRECISION=precision(dtype), num_warps=_WARPS,
     )  # fmt: skip
     return out
 
 
-def backward(
-    grad: Tensor, attended: Tensor, u: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor,
-    seed: Tensor | None, dropped: int, eps: float, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of attended, u, norm_weight, norm_bias, weight and bias."""
+def backward(grad: Tensor, attended: Tensor, u: Tensor, learned: Learned, settings: Settings) -> tuple[Tensor, ...]:
+    """Gradients of attended, u and what is learned."""
     (tokens, width), out = attended.shape, grad.shape[1]
+    seed, dropped, eps, dtype = settings
     count = programs(grad, cdiv(tokens, _BACKWARD_ROWS), _SHARE)
-    of_weight = torch.empty(count, weight.numel() + out, dtype=torch.float32, device=grad.device)
+    of_weight = torch.empty(count, (width + 1) * out, dtype=torch.float32, device=grad.device)
     of_norm = torch.empty(count, 2 * width, dtype=torch.float32, device=grad.device)
     dattended, du = torch.empty_like(attended), torch.empty_like(u)
-    _backward[(count,)](
-        grad, attended, u, norm_weight, norm_bias, weight, seed, dattended, du, of_weight, of_norm, tokens, dropped, eps,
+    launch(
+        _backward, count, grad, attended, u, *learned[:3], seed, dattended, du, of_weight, of_norm, tokens, dropped, eps,
         WIDTH=width, OUT=out, WIDTHS=block(width), OUTS=block(out), ROWS=_BACKWARD_ROWS, DROP=dropped > 0,
         HALF=_half(dtype), PRECISION=precision(dtype), num_warps=_WARPS, num_stages=1,
     )  # fmt: skip
-    dweight, dbias, dnorm_weight, dnorm_bias = totals(of_weight, (weight, bias), of_norm, (norm_weight, norm_bias))
+    dweight, dbias, dnorm_weight, dnorm_bias = totals(of_weight, learned[2:], of_norm, learned[:2])
     if dtype == torch.float32:
         # Where rows cancel, sums of neighbours round worse than those that PyTorch takes across all rows; shorter types hide that.
-        dbias = grad.sum(0, dtype=torch.float32).to(bias.dtype)
+        dbias = grad.sum(0, dtype=torch.float32).to(learned.bias.dtype)
     return dattended, du, dnorm_weight, dnorm_bias, dweight, dbias
 
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from kernels.backend import compiled
 from kernels.hstu_output.operators import close
-from kernels.hstu_output.reference import LEVELS
 from kernels.hstu_output.reference import close as close_plainly
+from kernels.hstu_output.settings import LEVELS, Settings
+from kernels.layer.learned import Learned
 from kernels.layer.plan import product_type
 
 
@@ -41,33 +42,21 @@ def hstu_output(
     mask again, and sums in a fixed order. Differentiable in all tensors. Raises ValueError for shapes that do not fit and for a share
     outside 0 <= dropout < 1.
     """
-    _check(attended, u, x, norm_weight, norm_bias, weight, bias, dropout)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; it must be at least 0 and less than 1")
+    if attended.ndim != 2 or x.ndim != 2 or attended.shape[0] != x.shape[0]:
+        raise ValueError(f"attended {list(attended.shape)} and x {list(x.shape)} need the shapes [T, D] and [T, C]")
+    if u.shape != attended.shape:
+        raise ValueError(f"u is {list(u.shape)}; beside attended it needs the shape {list(attended.shape)}")
+    learned = Learned(norm_weight, norm_bias, weight, bias)
+    learned.check(attended.shape[1], x.shape[1])
     dropped = min(round(dropout * LEVELS), LEVELS - 1) if training else 0
     if not dropped:
         seed = None
     elif seed is None:
         seed = torch.randint(2**63 - 1, (), device=x.device)
-    dtype = product_type(attended)
-    if compiled(x) and dtype != torch.float64:
-        out: Tensor = close(attended, u, x, norm_weight, norm_bias, weight, bias, seed, dropped, eps, dtype)
+    settings = Settings(seed, dropped, eps, product_type(attended))
+    if compiled(x) and settings.dtype != torch.float64:
+        out: Tensor = close(attended, u, x, *learned, *settings)
         return out
-    return close_plainly(attended, u, x, norm_weight, norm_bias, weight, bias, seed, dropped, eps)
-
-
-def _check(
-    attended: Tensor, u: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, dropout: float
-) -> None:
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; it must be at least 0 and less than 1")
-    if attended.ndim != 2 or x.ndim != 2 or attended.shape[0] != x.shape[0]:
-        raise ValueError(f"attended {list(attended.shape)} and x {list(x.shape)} need the shapes [T, D] and [T, C]")
-    for name, given, shape in (
-        ("u", u, attended.shape),
-        ("norm_weight", norm_weight, attended.shape[1:]),
-        ("norm_bias", norm_bias, attended.shape[1:]),
-        ("weight", weight, (x.shape[1], attended.shape[1])),
-        ("bias", bias, x.shape[1:]),
-    ):
-        if given.shape != shape:
-            sizes = f"attended {list(attended.shape)} and x {list(x.shape)}"
-            raise ValueError(f"{name} is {list(given.shape)}; with {sizes} it needs the shape {list(shape)}")
+    return close_plainly(attended, u, x, learned, settings)

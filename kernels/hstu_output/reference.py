@@ -6,23 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-LEVELS = 2**16
-"""Dropout draws 16 bits an element, so shares are whole multiples of 1 / LEVELS."""
+from kernels.hstu_output.settings import LEVELS, Settings
+from kernels.layer.learned import Learned
 
 _ROUNDS = 10
 _WORD = 2**32 - 1
 _FACTORS, _STEPS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
 
 
-def close(
-    attended: Tensor, u: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor,
-    seed: Tensor | None, dropped: int, eps: float,
-) -> Tensor:  # fmt: skip
-    """`kernels.hstu_output.hstu_output`; dropped: of LEVELS, 0 for no dropout."""
-    y = functional.layer_norm(attended, attended.shape[1:], norm_weight, norm_bias, eps) * u
+def close(attended: Tensor, u: Tensor, x: Tensor, learned: Learned, settings: Settings) -> Tensor:
+    """`kernels.hstu_output.hstu_output`."""
+    seed, dropped, eps, _ = settings
+    y = functional.layer_norm(attended, attended.shape[1:], learned.norm_weight, learned.norm_bias, eps) * u
     if seed is not None and dropped:
         y = y * (draws(seed, *y.shape) >= dropped).to(y.dtype) * (LEVELS / (LEVELS - dropped))
-    return x + functional.linear(y, weight, bias)
+    return x + functional.linear(y, learned.weight, learned.bias)
 
 
 def draws(seed: Tensor, rows: int, columns: int) -> Tensor:

@@ -12,6 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.hstu_output.gate import gate, gate_backward
+from kernels.hstu_output.settings import Settings
+from kernels.launching import launch
+from kernels.layer.learned import Learned
 from kernels.layer.plan import block, cdiv, once, precision, programs, summing
 from kernels.layer.product import FULL, Tiles, multiply, product
 from kernels.layer.rows import load_rows, load_vector, store_rows
@@ -21,44 +24,41 @@ _TILES = Tiles(64, 128, 64, 4, 3)
 """The fastest on an H100 for types of 16 bits."""
 
 
-def forward(
-    attended: Tensor, u: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor,
-    seed: Tensor | None, dropped: int, eps: float, dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
+def forward(attended: Tensor, u: Tensor, x: Tensor, learned: Learned, settings: Settings) -> Tensor:
     """The layer's output [T, C]."""
     (tokens, width), out = attended.shape, torch.empty_like(x)
+    seed, dropped, eps, dtype = settings
     y = torch.empty_like(attended, dtype=dtype)
     rows = once(columns := block(width))
-    _gate[(cdiv(tokens, rows.height),)](
-        attended, u, norm_weight, norm_bias, seed, y, tokens, dropped, eps,
+    launch(
+        _gate, cdiv(tokens, rows.height), attended, u, *learned[:2], seed, y, tokens, dropped, eps,
         WIDTH=width, WIDTHS=columns, ROWS=rows.height, DROP=dropped > 0, num_warps=rows.warps,
     )  # fmt: skip
     tile = FULL if dtype == torch.float32 else _TILES
-    _close[(cdiv(tokens, tile.rows) * cdiv(x.shape[1], tile.columns),)](
-        y, weight.to(dtype), bias, x, out, tokens, INNER=width, OUT=x.shape[1],
-        ROWS=tile.rows, COLUMNS=tile.columns, STEP=tile.step, PRECISION=precision(dtype), num_warps=tile.warps, num_stages=tile.stages,
+    launch(
+        _close, cdiv(tokens, tile.rows) * cdiv(x.shape[1], tile.columns), y, learned.weight.to(dtype), learned.bias, x, out, tokens,
+        INNER=width, OUT=x.shape[1], ROWS=tile.rows, COLUMNS=tile.columns, STEP=tile.step, PRECISION=precision(dtype),
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out
 
 
-def backward(
-    grad: Tensor, attended: Tensor, u: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor,
-    seed: Tensor | None, dropped: int, eps: float, dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of attended, u, norm_weight, norm_bias, weight and bias."""
+def backward(grad: Tensor, attended: Tensor, u: Tensor, learned: Learned, settings: Settings) -> tuple[Tensor, ...]:
+    """Gradients of attended, u and what is learned."""
     tokens, width = attended.shape
-    grad, dbias = _converted(grad, bias, dtype)
-    dy = torch.mm(grad, weight.to(dtype))
+    seed, dropped, eps, dtype = settings
+    grad, dbias = _converted(grad, learned.bias, dtype)
+    dy = torch.mm(grad, learned.weight.to(dtype))
     rows = summing(columns := block(width))
     count = programs(grad, cdiv(tokens, rows.height), rows.share)
     y, dattended, du = torch.empty_like(dy), torch.empty_like(attended), torch.empty_like(u)
     partial = torch.empty(count, 2 * width, dtype=torch.float32, device=grad.device)
-    _gate_backward[(count,)](
-        dy, attended, u, norm_weight, norm_bias, seed, y, dattended, du, partial, tokens, dropped, eps,
+    launch(
+        _gate_backward, count, dy, attended, u, *learned[:2], seed, y, dattended, du, partial, tokens, dropped, eps,
         WIDTH=width, WIDTHS=columns, ROWS=rows.height, DROP=dropped > 0, num_warps=rows.warps,
     )  # fmt: skip
-    dnorm_weight, dnorm_bias = totals(partial, (norm_weight, norm_bias))
-    return dattended, du, dnorm_weight, dnorm_bias, multiply(grad.T, y, weight.dtype), dbias
+    dnorm_weight, dnorm_bias = totals(partial, learned[:2])
+    return dattended, du, dnorm_weight, dnorm_bias, multiply(grad.T, y, learned.weight.dtype), dbias
 
 
 def _converted(grad: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -70,8 +70,8 @@ def _converted(grad: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, 
     count = programs(grad, cdiv(tokens, rows.height), rows.share)
     partial = torch.empty(count, width, dtype=torch.float32, device=grad.device)
     out = torch.empty_like(grad, dtype=dtype)
-    _convert[(count,)](
-        grad, out, partial, tokens, WIDTH=width, WIDTHS=columns, ROWS=rows.height, num_warps=rows.warps
+    launch(
+        _convert, count, grad, out, partial, tokens, WIDTH=width, WIDTHS=columns, ROWS=rows.height, num_warps=rows.warps
     )  # fmt: skip
     return out, totals(partial, (bias,))[0]
 

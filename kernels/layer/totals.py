@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launching import launch
 from kernels.layer.plan import cdiv
 
 _ROWS, _COLUMNS, _WARPS = 512, 32, 8
@@ -29,8 +30,8 @@ def totals(
     columns = max(1024 // rows, min(_COLUMNS, 8192 // rows))
     blocks = cdiv(first.shape[1], columns)
     more = 0 if second is None else cdiv(second.shape[1], columns)
-    _total[(blocks + more,)](
-        first, a, b, first.shape[0], a.numel(), first.shape[1],
+    launch(
+        _total, blocks + more, first, a, b, first.shape[0], a.numel(), first.shape[1],
         other, c, d, other.shape[0], c.numel(), other.shape[1],
         blocks, COLUMNS=columns, ROWS=rows, num_warps=_WARPS,
     )  # fmt: skip

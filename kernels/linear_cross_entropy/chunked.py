@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launching import launch
+
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
 SCORES = 2**26
@@ -89,8 +91,8 @@ def forward(states: Tensor, targets: Tensor, items: Tensor, scale: float, valid:
     first = 0
     for part in items.split(_width(states)):
         scores = _product(states, part.T)
-        _add[(len(states),)](
-            scores, targets, valid, tops, totals, positives, first, len(part), scale * _LOG2E.value,
+        launch(
+            _add, len(states), scores, targets, valid, tops, totals, positives, first, len(part), scale * _LOG2E.value,
             START=first == 0, VALID=valid is not None, BLOCK=4096, num_warps=8,
         )  # fmt: skip
         first += len(part)
@@ -106,9 +108,10 @@ def backward(grads: Tensor, states: Tensor, targets: Tensor, items: Tensor, sums
     for part, to_part in zip(items.split(_width(states)), to_items.split(_width(states)), strict=True):
         scores = _product(states, part.T)
         shares = scores if states.dtype == torch.float32 else torch.empty_like(scores, dtype=states.dtype)
-        _shares[(len(states), triton.cdiv(len(part), 2048))](
-            scores, targets, sums, grads, shares, first, len(part), scale, scale * _LOG2E.value, BLOCK=2048, num_warps=8
-        )
+        launch(
+            _shares, (len(states), triton.cdiv(len(part), 2048)), scores, targets, sums, grads, shares, first, len(part),
+            scale, scale * _LOG2E.value, BLOCK=2048, num_warps=8,
+        )  # fmt: skip
         to_states += _product(shares, part)
         torch.mm(shares.T, states, out=to_part)
         first += len(part)

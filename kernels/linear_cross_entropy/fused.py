@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launching import launch
 from kernels.linear_cross_entropy.blocks import pair, score_blocks
 from kernels.linear_cross_entropy.gradients import backward
 from kernels.linear_cross_entropy.pieces import magnified, pieces
@@ -103,11 +104,12 @@ def forward(states: Tensor, targets: Tensor, items: Tensor, scale: float, valid:
     room = states.new_empty(2 * parts + 1, tokens, dtype=torch.float32)
     tops, totals, positives = room[:parts], room[parts:-1], room[-1]
     (states_, state_size), (items_, item_size) = pieces(states), pieces(items)
-    _sums[(owned, parts)](
-        states_, targets, items_, state_size, item_size, valid, tops, totals, positives, tokens, count, span, scale * _LOG2E.value,
-        VALID=valid is not None, **settings(states.shape[1], states.dtype, of),
+    launch(
+        _sums, (owned, parts), states_, targets, items_, state_size, item_size, valid, tops, totals, positives, tokens, count, span,
+        scale * _LOG2E.value, VALID=valid is not None, **settings(states.shape[1], states.dtype, of),
     )  # fmt: skip
-    _combine[(triton.cdiv(tokens, 256),)](
-        valid, tops, totals, positives, losses, sums, tokens, parts, BT=256, VALID=valid is not None, num_warps=4
-    )
+    launch(
+        _combine, triton.cdiv(tokens, 256), valid, tops, totals, positives, losses, sums, tokens, parts,
+        BT=256, VALID=valid is not None, num_warps=4,
+    )  # fmt: skip
     return losses, sums

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launching import launch
 from kernels.linear_cross_entropy.blocks import pair, score_blocks, weigh
 from kernels.linear_cross_entropy.pieces import SMALL, magnified, pieces
 from kernels.linear_cross_entropy.plan import Plan, plan, settings, split
@@ -131,8 +132,9 @@ def _gradient(
     owned, dim = triton.cdiv(len(owner), block), owner.shape[1]
     parts, span = split(owned, walked, step)
     out = torch.empty_like(owner) if parts == 1 else owner.new_empty(parts, *owner.shape, dtype=torch.float32)
-    kernel[(owned, parts)](
-        states[0], targets, items[0], states[1], items[1], slope_size, sums, grads, out, len(states[0]), len(items[0]), span, scale,
-        scale * _LOG2E, DIM=dim, LIFT=1 if slope_size is None else LIFT, **settings(dim, owner.dtype, of),
+    launch(
+        kernel, (owned, parts), states[0], targets, items[0], states[1], items[1], slope_size, sums, grads, out,
+        len(states[0]), len(items[0]), span, scale, scale * _LOG2E,
+        DIM=dim, LIFT=1 if slope_size is None else LIFT, **settings(dim, owner.dtype, of),
     )  # fmt: skip
     return out if parts == 1 else out.sum(0).to(owner.dtype)

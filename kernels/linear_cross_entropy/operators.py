@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.library import operator
+from kernels.library import differentiable, operator
 from kernels.linear_cross_entropy import chunked, fused
 
 
@@ -61,4 +61,4 @@ def _differentiate(ctx: Any, grads: Tensor | None, *_: None) -> tuple[Tensor | N
     return to_states, None, to_items, None, None
 
 
-torch.library.register_autograd("workbench::linear_cross_entropy", _differentiate, setup_context=_keep)
+differentiable(losses_and_sums, _keep, _differentiate)

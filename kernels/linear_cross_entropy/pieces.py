@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launching import launch
+
 SMALL = tl.constexpr(1e-30)
 _ROOM = 4096
 
@@ -45,5 +47,5 @@ def pieces(table: Tensor) -> tuple[Tensor, Tensor | None]:
     size = torch.linalg.vector_norm(table, torch.inf)
     out = table.new_empty(count, 2, width, dtype=torch.float16)
     rows = max(_ROOM // width, 1)
-    _pieces[(triton.cdiv(count, rows),)](table, size, out, count, D=dim, BD=width, ROWS=rows)
+    launch(_pieces, triton.cdiv(count, rows), table, size, out, count, D=dim, BD=width, ROWS=rows)
     return out, size

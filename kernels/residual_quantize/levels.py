@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launching import launch
+
 PRECISION = "tf32x3"
 """Three tf32 products keep as many bits as float32 has; plain float32 products have no matrix instruction."""
 NARROW = 128
@@ -101,13 +103,13 @@ def quantize(x: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
     if not count:
         return codes, torch.empty(count, dim, device=x.device)
     plan = _plan(dim)
-    grid = (triton.cdiv(count, plan["BN"]),)
+    programs = triton.cdiv(count, plan["BN"])
     if dim <= NARROW:
         residual = torch.empty(count, dim, device=x.device)
-        _narrow[grid](x, codebooks, codes, residual, count, size, L=levels, D=dim, PRECISION=PRECISION, **plan)
+        launch(_narrow, programs, x, codebooks, codes, residual, count, size, L=levels, D=dim, PRECISION=PRECISION, **plan)
     else:
         residual = x.to(torch.float32, copy=True)
-        _wide[grid](codebooks, codes, residual, count, size, L=levels, D=dim, PRECISION=PRECISION, **plan)
+        launch(_wide, programs, codebooks, codes, residual, count, size, L=levels, D=dim, PRECISION=PRECISION, **plan)
     return codes, residual
 
 

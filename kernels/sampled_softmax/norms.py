@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launching import launch
+
 ROOM = 4096
 """Numbers of vectors a program holds at once."""
 
@@ -29,7 +31,7 @@ def inverse_norms(items: Tensor, eps: float) -> Tensor:
     width = triton.next_power_of_2(dim)
     rows = max(ROOM // width, 1)
     if count:
-        _inverse_norms[(triton.cdiv(count, rows),)](items, norms, count, eps, D=dim, BD=width, ROWS=rows)
+        launch(_inverse_norms, triton.cdiv(count, rows), items, norms, count, eps, D=dim, BD=width, ROWS=rows)
     return norms
 
 
@@ -63,5 +65,5 @@ def finish(sums: Tensor, items: Tensor, cosine: bool, eps: float) -> Tensor:
     width = triton.next_power_of_2(dim)
     rows = max(ROOM // width, 1)
     if count:
-        _finish[(triton.cdiv(count, rows),)](sums, items, out, count, eps, D=dim, BD=width, ROWS=rows, COSINE=cosine)
+        launch(_finish, triton.cdiv(count, rows), sums, items, out, count, eps, D=dim, BD=width, ROWS=rows, COSINE=cosine)
     return out

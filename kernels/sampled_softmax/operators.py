@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.library import operator
+from kernels.library import differentiable, operator
 from kernels.sampled_softmax import own, shared
 
 
@@ -84,4 +84,4 @@ def _differentiate(ctx: Any, grads: Tensor | None, *_: None) -> tuple[Tensor | N
     return to_states, None, None, to_items, *(None,) * 5
 
 
-torch.library.register_autograd("workbench::sampled_softmax", _differentiate, setup_context=_keep)
+differentiable(losses_and_sums, _keep, _differentiate)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launching import launch
 from kernels.sampled_softmax.norms import finish, inverse_norms
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -197,8 +198,8 @@ def forward(
     losses, sums = (states.new_empty(tokens, dtype=torch.float32) for _ in range(2))
     norms = inverse_norms(items, eps) if cosine else states.new_empty(0, dtype=torch.float32)
     if tokens:
-        _forward[(tokens,)](
-            states, targets, negatives, items, norms, valid, losses, sums, negatives.shape[1], temperature, eps,
+        launch(
+            _forward, tokens, states, targets, negatives, items, norms, valid, losses, sums, negatives.shape[1], temperature, eps,
             **_plan(items.shape[1], items.element_size(), negatives.shape[1])[0], COSINE=cosine, VALID=valid is not None,
         )  # fmt: skip
     return losses, sums, norms
@@ -215,9 +216,9 @@ def backward(
     to_items = torch.empty_like(items) if ordered else torch.zeros_like(items, dtype=torch.float32)
     _, sizes, ordered_sizes = _plan(items.shape[1], items.element_size(), count)
     if tokens:
-        _backward[(tokens,)](
-            states, targets, negatives, items, norms, valid, sums, grads, to_states, to_items, weights, count, temperature, eps,
-            **sizes, COSINE=cosine, VALID=valid is not None, ORDERED=ordered,
+        launch(
+            _backward, tokens, states, targets, negatives, items, norms, valid, sums, grads, to_states, to_items, weights,
+            count, temperature, eps, **sizes, COSINE=cosine, VALID=valid is not None, ORDERED=ordered,
         )  # fmt: skip
     if not ordered:
         return to_states, finish(to_items, items, cosine, eps)
@@ -226,8 +227,8 @@ def backward(
     ids, order = torch.cat([targets[:, None], negatives], 1).flatten().int().sort(stable=True)
     starts = torch.searchsorted(ids, torch.arange(len(items) + 1, dtype=torch.int32, device=ids.device))
     if len(items):
-        _gather[(len(items),)](
-            states, order, starts, weights, items, to_items, count + 1, eps,
+        launch(
+            _gather, len(items), states, order, starts, weights, items, to_items, count + 1, eps,
             **ordered_sizes, COSINE=cosine,
         )  # fmt: skip
     return to_states, to_items

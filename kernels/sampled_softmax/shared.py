@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launching import launch
 from kernels.sampled_softmax.norms import finish, through_norm
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -152,9 +153,9 @@ def forward(
     losses, sums = (states.new_empty(tokens, dtype=torch.float32) for _ in range(2))
     sizes = _plan(items.shape[1], _brief(states, items))
     if tokens:
-        _forward[(triton.cdiv(tokens, sizes["BT"]),)](
-            states, targets, negatives, items, valid, losses, sums, tokens, len(negatives), temperature, eps,
-            **sizes, COSINE=cosine, VALID=valid is not None,
+        launch(
+            _forward, triton.cdiv(tokens, sizes["BT"]), states, targets, negatives, items, valid, losses, sums,
+            tokens, len(negatives), temperature, eps, **sizes, COSINE=cosine, VALID=valid is not None,
         )  # fmt: skip
     return losses, sums, states.new_empty(0, dtype=torch.float32)
 
@@ -168,8 +169,8 @@ def backward(
     to_states, to_items = torch.empty_like(states), torch.zeros_like(items, dtype=torch.float32)
     sizes = _plan(items.shape[1], _brief(states, items))
     if tokens:
-        _backward[(triton.cdiv(tokens, sizes["BT"]),)](
-            states, targets, negatives, items, valid, sums, grads, to_states, to_items, tokens, len(negatives), temperature, eps,
-            **sizes, COSINE=cosine, VALID=valid is not None,
+        launch(
+            _backward, triton.cdiv(tokens, sizes["BT"]), states, targets, negatives, items, valid, sums, grads, to_states, to_items,
+            tokens, len(negatives), temperature, eps, **sizes, COSINE=cosine, VALID=valid is not None,
         )  # fmt: skip
     return to_states, finish(to_items, items, cosine, eps)

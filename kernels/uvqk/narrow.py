@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launching import launch
+from kernels.layer.learned import Learned
 from kernels.layer.plan import block, cdiv, precision, programs, sigmoid_method
 from kernels.layer.rows import choose, load_rows, load_vector, normalize, normalize_backward, place, sigmoid, store_rows
 from kernels.layer.totals import totals
@@ -34,24 +36,20 @@ _WARPS = 4
 _SHORT, _FULL = Plan(64, 4, 128, 0.25), Plan(64, 1, 64, 0.5)
 
 
-def forward(
-    outputs: tuple[Tensor, ...], x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> None:
+def forward(outputs: tuple[Tensor, ...], x: Tensor, learned: Learned, eps: float) -> None:
     """Writes u, v, q, k."""
     u, _, q, _ = outputs
     tokens, width = x.shape
     value, key = u.shape[1], q.shape[1] * q.shape[2]
-    _forward[(cdiv(tokens, _FORWARD_ROWS),)](
-        x, norm_weight, norm_bias, weight, bias, *outputs, tokens, eps,
+    launch(
+        _forward, cdiv(tokens, _FORWARD_ROWS), x, *learned, *outputs, tokens, eps,
         WIDTH=width, VALUE=value, KEY=key, WIDTHS=block(width), VALUES=block(value), KEYS=block(key),
         ROWS=_FORWARD_ROWS, PRECISION=precision(u.dtype), SIGMOID=sigmoid_method(u), num_warps=_WARPS,
     )  # fmt: skip
 
 
-def backward(
-    grads: tuple[Tensor, ...], x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, norm_weight, norm_bias, weight and bias, from those of u, v, q, k as [T, columns] each."""
+def backward(grads: tuple[Tensor, ...], x: Tensor, learned: Learned, eps: float) -> tuple[Tensor, ...]:
+    """Gradients of x and of what is learned, from those of u, v, q, k as [T, columns] each."""
     (tokens, width), dtype = x.shape, grads[0].dtype
     value, key = grads[0].shape[1], grads[2].shape[1]
     rows, unroll, sum_rows, share = _FULL if dtype == torch.float32 else _SHORT
@@ -61,18 +59,18 @@ def backward(
     before, y = (torch.empty(padded, n, dtype=dtype, device=x.device) for n in (4 * parts, widths))
     of_norm = torch.empty(tiles, 2 * width, dtype=torch.float32, device=x.device)
     dx = torch.empty_like(x)
-    _backward[(padded // rows,)](
-        x, norm_weight, norm_bias, weight, bias, *grads, *(g.stride(0) for g in grads), dx, before, y, of_norm, tokens, eps,
+    launch(
+        _backward, padded // rows, x, *learned, *grads, *(g.stride(0) for g in grads), dx, before, y, of_norm, tokens, eps,
         WIDTH=width, VALUE=value, KEY=key, WIDTHS=widths, PARTS=parts, ROWS=rows,
         UNROLL=unroll, PRECISION=precision(dtype), SIGMOID=sigmoid_method(y), num_warps=_WARPS, num_stages=1,
     )  # fmt: skip
     count = programs(x, padded // sum_rows, share)
-    of_weight = torch.empty(count, weight.numel() + bias.numel(), dtype=torch.float32, device=x.device)
-    _sum[(4 * count,)](
-        before, y, of_weight, padded // sum_rows, count, WIDTH=width, VALUE=value, KEY=key, WIDTHS=widths, PARTS=parts,
+    of_weight = torch.empty(count, (width + 1) * (2 * value + 2 * key), dtype=torch.float32, device=x.device)
+    launch(
+        _sum, 4 * count, before, y, of_weight, padded // sum_rows, count, WIDTH=width, VALUE=value, KEY=key, WIDTHS=widths, PARTS=parts,
         ROWS=sum_rows, PRECISION=precision(dtype), num_warps=_WARPS, num_stages=3,
     )  # fmt: skip
-    dweight, dbias, dnorm_weight, dnorm_bias = totals(of_weight, (weight, bias), of_norm, (norm_weight, norm_bias))
+    dweight, dbias, dnorm_weight, dnorm_bias = totals(of_weight, learned[2:], of_norm, learned[:2])
     return dx, dnorm_weight, dnorm_bias, dweight, dbias
 
 

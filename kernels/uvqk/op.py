@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import compiled
+from kernels.layer.learned import Learned
 from kernels.layer.plan import product_type
 from kernels.uvqk.operators import project
 from kernels.uvqk.reference import project as project_plainly
@@ -36,20 +37,12 @@ def uvqk(
     torch.backends.cuda.matmul.allow_tf32 is set; those of float64 are the reference's. Backward keeps the arguments alone, computes the
     rest again, and sums in a fixed order. Differentiable in all tensors. Raises ValueError for shapes that do not fit.
     """
-    rows = heads * (2 * dim_v + 2 * dim_qk)
     if x.ndim != 2:
         raise ValueError(f"x {list(x.shape)} needs the shape [T, C]")
-    for name, given, shape in (
-        ("norm_weight", norm_weight, x.shape[1:]),
-        ("norm_bias", norm_bias, x.shape[1:]),
-        ("weight", weight, (rows, x.shape[1])),
-        ("bias", bias, (rows,)),
-    ):
-        if given.shape != shape:
-            sizes = f"C {x.shape[1]}, heads {heads}, dim_qk {dim_qk} and dim_v {dim_v}"
-            raise ValueError(f"{name} is {list(given.shape)}; with {sizes} it needs the shape {list(shape)}")
+    learned = Learned(norm_weight, norm_bias, weight, bias)
+    learned.check(x.shape[1], heads * (2 * dim_v + 2 * dim_qk))
     dtype = product_type(x)
     if compiled(x) and dtype != torch.float64:
-        found: tuple[Tensor, Tensor, Tensor, Tensor] = project(x, norm_weight, norm_bias, weight, bias, heads, dim_qk, dim_v, eps, dtype)
+        found: tuple[Tensor, Tensor, Tensor, Tensor] = project(x, *learned, heads, dim_qk, dim_v, eps, dtype)
         return found
-    return project_plainly(x, norm_weight, norm_bias, weight, bias, heads, dim_qk, dim_v, eps)
+    return project_plainly(x, learned, heads, dim_qk, dim_v, eps)

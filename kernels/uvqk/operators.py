@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.layer.learned import Learned, nothing_learned, shaped_like
 from kernels.layer.plan import NARROW
 from kernels.library import differentiable, operator
 
-_ARGUMENTS = "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor bias, SymInt heads, SymInt dim_qk, SymInt dim_v"
+_LEARNED = "Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor bias"
+_SETTINGS = "SymInt heads, SymInt dim_qk, SymInt dim_v, float eps, ScalarType dtype"
 _Four = tuple[Tensor, Tensor, Tensor, Tensor]
-_Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _outputs(x: Tensor, heads: int, dim_qk: int, dim_v: int, dtype: torch.dtype) -> _Four:
-    tokens = x.shape[0]
+def _fake(x: Tensor, *rest: Any) -> _Four:
+    tokens, (heads, dim_qk, dim_v, _, dtype) = x.shape[0], rest[4:]
     return (
         x.new_empty(tokens, heads * dim_v, dtype=dtype),
         x.new_empty(tokens, heads, dim_v, dtype=dtype),
@@ -25,62 +26,40 @@ def _outputs(x: Tensor, heads: int, dim_qk: int, dim_v: int, dtype: torch.dtype)
     )
 
 
-def _run(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor,
-    heads: int, dim_qk: int, dim_v: int, eps: float, dtype: torch.dtype,
-) -> _Four:  # fmt: skip
-    outputs = _outputs(x, heads, dim_qk, dim_v, dtype)
+def _run(x: Tensor, *rest: Any) -> _Four:
+    learned, (heads, dim_qk, dim_v, eps, _) = Learned(*rest[:4]), rest[4:]
+    outputs = _fake(x, *rest)
     if x.shape[0]:
         if max(x.shape[1], heads * dim_qk, heads * dim_v) <= NARROW:
             from kernels.uvqk.narrow import forward
         else:
             from kernels.uvqk.wide import forward
-        x, norm_weight, norm_bias, weight, bias = (t.contiguous() for t in (x, norm_weight, norm_bias, weight, bias))
-        forward(outputs, x, norm_weight, norm_bias, weight, bias, eps)
+        forward(outputs, x.contiguous(), learned.contiguous(), eps)
     return outputs
 
 
-def _fake(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor,
-    heads: int, dim_qk: int, dim_v: int, eps: float, dtype: torch.dtype,
-) -> _Four:  # fmt: skip
-    return _outputs(x, heads, dim_qk, dim_v, dtype)
+def _fake_backward(du: Tensor, dv: Tensor, dq: Tensor, dk: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return shaped_like(x, *rest[:4])
 
 
-def _run_backward(
-    du: Tensor, dv: Tensor, dq: Tensor, dk: Tensor,
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float,
-) -> _Five:  # fmt: skip
+def _run_backward(du: Tensor, dv: Tensor, dq: Tensor, dk: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    learned, eps = Learned(*rest[:4]), rest[4]
     if not x.shape[0]:
-        return torch.empty_like(x), *(torch.zeros_like(p) for p in (norm_weight, norm_bias, weight, bias))  # type: ignore[return-value]
+        return torch.empty_like(x), *nothing_learned(learned)
     # A view where the heads of a token lie side by side, which they do in all but odd cases.
     grads = tuple(g if g.stride(1) == 1 else g.contiguous() for g in (g.flatten(1) for g in (du, dv, dq, dk)))
     if max(x.shape[1], grads[0].shape[1], grads[2].shape[1]) <= NARROW:
         from kernels.uvqk.narrow import backward
     else:
         from kernels.uvqk.wide import backward
-    x, norm_weight, norm_bias, weight, bias = (t.contiguous() for t in (x, norm_weight, norm_bias, weight, bias))
-    return backward(grads, x, norm_weight, norm_bias, weight, bias, eps)
+    found: tuple[Tensor, ...] = backward(grads, x.contiguous(), learned.contiguous(), eps)
+    return found
 
 
-def _fake_backward(
-    du: Tensor, dv: Tensor, dq: Tensor, dk: Tensor,
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float,
-) -> _Five:  # fmt: skip
-    shape = torch.contiguous_format
-    return (
-        torch.empty_like(x, memory_format=shape),
-        torch.empty_like(norm_weight, memory_format=shape),
-        torch.empty_like(norm_bias, memory_format=shape),
-        torch.empty_like(weight, memory_format=shape),
-        torch.empty_like(bias, memory_format=shape),
-    )
-
-
-project = operator(f"uvqk({_ARGUMENTS}, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)", _run, _fake)
+project = operator(f"uvqk(Tensor x, {_LEARNED}, {_SETTINGS}) -> (Tensor, Tensor, Tensor, Tensor)", _run, _fake)
 _project_backward = operator(
-    "uvqk_backward(Tensor du, Tensor dv, Tensor dq, Tensor dk, Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor bias, "
-    "float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"uvqk_backward(Tensor du, Tensor dv, Tensor dq, Tensor dk, Tensor x, {_LEARNED}, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
 )

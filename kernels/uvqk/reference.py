@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.layer.learned import Learned
 
-def project(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, heads: int, dim_qk: int, dim_v: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+
+def project(x: Tensor, learned: Learned, heads: int, dim_qk: int, dim_v: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`kernels.uvqk.uvqk`; all four are views of one projection."""
-    normal = functional.layer_norm(x, x.shape[1:], norm_weight, norm_bias, eps)
+    normal = functional.layer_norm(x, x.shape[1:], learned.norm_weight, learned.norm_bias, eps)
     widths = [heads * dim_v, heads * dim_v, heads * dim_qk, heads * dim_qk]
-    u, v, q, k = torch.split(functional.silu(functional.linear(normal, weight, bias)), widths, 1)
+    u, v, q, k = torch.split(functional.silu(functional.linear(normal, learned.weight, learned.bias)), widths, 1)
     tokens = x.shape[0]
     return u, v.view(tokens, heads, dim_v), q.view(tokens, heads, dim_qk), k.view(tokens, heads, dim_qk)

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.launching import launch
+from kernels.layer.learned import Learned
 from kernels.layer.plan import block, cdiv, once, precision, programs, sigmoid_method, summing
 from kernels.layer.product import FULL, Tiles, multiply, product
 from kernels.layer.rows import choose, load_rows, load_vector, normalize, normalize_backward, place, sigmoid, store_rows
@@ -21,61 +23,61 @@ _FORWARD, _BACKWARD = Tiles(128, 128, 64, 8, 3), Tiles(128, 128, 64, 4, 3)
 """The fastest on an H100 for types of 16 bits."""
 
 
-def forward(
-    outputs: tuple[Tensor, ...], x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> None:
+def forward(outputs: tuple[Tensor, ...], x: Tensor, learned: Learned, eps: float) -> None:
     """Writes u, v, q, k."""
     u, _, q, _ = outputs
-    y = normalized(x, norm_weight, norm_bias, eps, u.dtype)
+    y = normalized(x, learned, eps, u.dtype)
     value, key, tile = u.shape[1], q.shape[1] * q.shape[2], FULL if u.dtype == torch.float32 else _FORWARD
-    _project[(_grid(y, value, key, tile),)](
-        y, weight.to(u.dtype), bias, *outputs, y.shape[0], INNER=y.shape[1], VALUE=value, KEY=key,
-        ROWS=tile.rows, COLUMNS=tile.columns, STEP=tile.step, PRECISION=precision(u.dtype), SIGMOID=sigmoid_method(u),
-        num_warps=tile.warps, num_stages=tile.stages,
+    launch(
+        _project, _grid(y, value, key, tile), y, learned.weight.to(u.dtype), learned.bias, *outputs, y.shape[0],
+        INNER=y.shape[1], VALUE=value, KEY=key, ROWS=tile.rows, COLUMNS=tile.columns, STEP=tile.step,
+        PRECISION=precision(u.dtype), SIGMOID=sigmoid_method(u), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
-def backward(
-    grads: tuple[Tensor, ...], x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, norm_weight, norm_bias, weight and bias, from those of u, v, q, k as [T, columns] each."""
+def backward(grads: tuple[Tensor, ...], x: Tensor, learned: Learned, eps: float) -> tuple[Tensor, ...]:
+    """Gradients of x and of what is learned, from those of u, v, q, k as [T, columns] each."""
     (tokens, width), dtype = x.shape, grads[0].dtype
     value, key, tile = grads[0].shape[1], grads[2].shape[1], FULL if dtype == torch.float32 else _BACKWARD
-    y, matrix = normalized(x, norm_weight, norm_bias, eps, dtype), weight.to(dtype)
+    weight, bias = learned[2:]
+    y, matrix = normalized(x, learned, eps, dtype), weight.to(dtype)
     before = torch.empty(tokens, weight.shape[0], dtype=dtype, device=x.device)
     partial = torch.empty(cdiv(tokens, tile.rows), weight.shape[0], dtype=torch.float32, device=x.device)
-    _project_backward[(_grid(y, value, key, tile),)](
-        y, matrix, bias, *grads, *(g.stride(0) for g in grads), before, partial, tokens, INNER=width, VALUE=value, KEY=key,
+    launch(
+        _project_backward, _grid(y, value, key, tile), y, matrix, bias, *grads, *(g.stride(0) for g in grads), before, partial, tokens,
+        INNER=width, VALUE=value, KEY=key,
         ROWS=tile.rows, COLUMNS=tile.columns, STEP=tile.step, PRECISION=precision(dtype), SIGMOID=sigmoid_method(before),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     (dbias,) = totals(partial, (bias,))
     dweight = multiply(before.T, y, weight.dtype)
-    dx, dnorm_weight, dnorm_bias = normalized_backward(torch.mm(before, matrix), x, norm_weight, norm_bias, eps)
+    dx, dnorm_weight, dnorm_bias = normalized_backward(torch.mm(before, matrix), x, learned, eps)
     return dx, dnorm_weight, dnorm_bias, dweight, dbias
 
 
-def normalized(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+def normalized(x: Tensor, learned: Learned, eps: float, dtype: torch.dtype) -> Tensor:
     """The layer norm of x [T, C]."""
     (tokens, width), y = x.shape, torch.empty_like(x, dtype=dtype)
     rows = once(columns := block(width))
-    _normalize[(cdiv(tokens, rows.height),)](
-        x, weight, bias, y, tokens, eps, WIDTH=width, COLUMNS=columns, ROWS=rows.height, num_warps=rows.warps
-    )
+    launch(
+        _normalize, cdiv(tokens, rows.height), x, *learned[:2], y, tokens, eps,
+        WIDTH=width, COLUMNS=columns, ROWS=rows.height, num_warps=rows.warps,
+    )  # fmt: skip
     return y
 
 
-def normalized_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
-    """Gradients of x, weight and bias of `normalized`."""
+def normalized_backward(dy: Tensor, x: Tensor, learned: Learned, eps: float) -> tuple[Tensor, ...]:
+    """Gradients of x and of the norm's weight and bias, from that of `normalized`."""
     tokens, width = x.shape
     rows = summing(columns := block(width))
     count = programs(x, cdiv(tokens, rows.height), rows.share)
     dx = torch.empty_like(x)
     partial = torch.empty(count, 2 * width, dtype=torch.float32, device=x.device)
-    _normalize_backward[(count,)](
-        dy, x, weight, dx, partial, tokens, eps, WIDTH=width, COLUMNS=columns, ROWS=rows.height, num_warps=rows.warps
-    )
-    return dx, *totals(partial, (weight, bias))
+    launch(
+        _normalize_backward, count, dy, x, learned.norm_weight, dx, partial, tokens, eps,
+        WIDTH=width, COLUMNS=columns, ROWS=rows.height, num_warps=rows.warps,
+    )  # fmt: skip
+    return dx, *totals(partial, learned[:2])
 
 
 def _grid(y: Tensor, value: int, key: int, tile: Tiles) -> int:

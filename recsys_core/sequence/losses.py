@@ -92,16 +92,6 @@ def sampled_loss(
     return (each * counts).sum(1) / counts.sum(1).clamp(min=1)
 
 
-def shared_softmax(states: Tensor, positive: Tensor, negatives: Tensor, drawn: Tensor) -> Tensor:
-    """The sampled softmax [T] with distinct negatives shared by all positions.
-
-    states: [T, D]; positive: [T] scores of the targets; negatives: [N, D] vectors of distinct items; drawn: [T] bool, whether the target
-    is one of them, in which case it counts once: no [T, N] mask is needed.
-    """
-    total = (states @ negatives.T).logsumexp(1)
-    return torch.where(drawn, total, torch.logaddexp(total, positive)) - positive
-
-
 def log_q(scores: Tensor, log_frequency: Tensor) -> Tensor:
     """Scores [T, N] of negatives drawn by frequency, corrected for the softmax (Bengio & Senecal 2008).
 

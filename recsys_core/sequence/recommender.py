@@ -31,7 +31,6 @@ from recsys_core.sequence.losses import (
     full_softmax,
     log_q,
     sampled_loss,
-    shared_softmax,
     softmax_sum,
 )
 from recsys_core.training import Learner, TrainingConfig
@@ -231,48 +230,46 @@ class SequenceLearner(Learner[SequenceBatch]):
 
     def loss(self, states: Tensor, targets: Tensor, real: Tensor) -> Tensor:
         """The sum of the losses of positions that are real, bool [T], a scalar."""
-        if self.config.loss == "softmax" and self.config.sampling != "in-batch" and compiled(states):
-            return self._fused(states, targets, real).sum()
-        if self.config.sampling == "all":
-            items = similarity_vectors(self.config, self.network.embedding.items())
-            return softmax_sum(similarity_scale(self.config, states), targets, items, real)
-        return torch.where(real, self.losses(states, targets, real.sum()), 0.0).sum()
+        if self.config.sampling != "all":
+            return self.losses(states, targets, real).sum()
+        scaled, items = similarity_scale(self.config, states), similarity_vectors(self.config, self.network.embedding.items())
+        if compiled(states):
+            return linear_cross_entropy(scaled, targets, items, valid=real).sum()
+        return softmax_sum(scaled, targets, items, real)
 
-    def losses(self, states: Tensor, targets: Tensor, count: Tensor | int | None = None) -> Tensor:
-        """The loss [T] of states [T, D] against the items [T] that follow; count: how many of them are no padding, by default all."""
+    def losses(self, states: Tensor, targets: Tensor, real: Tensor | None = None) -> Tensor:
+        """The loss [T] of states [T, D] against the items [T] that follow; 0 where not real, bool [T], by default nowhere."""
         config, embedding = self.config, self.network.embedding
-        states = similarity_scale(config, states)
         if config.sampling == "all":
-            return full_softmax(states, targets, similarity_vectors(config, embedding.items()))
-        positive = (states * similarity_vectors(config, embedding.items(targets))).sum(1)
-        if config.sampling == "shared":
-            drawn = self._drawn(len(states), states.device)
-            vectors = similarity_vectors(config, embedding.items(drawn))
-            if config.loss == "softmax":
-                # A table of all items, where torch.isin would sort and, on a GPU, wait.
-                member = torch.zeros(self.n_items, dtype=torch.bool, device=drawn.device).index_fill(0, drawn, True)
-                return shared_softmax(states, positive, vectors, member[targets])
-            hit = targets[:, None] == drawn
-            return self._sampled(positive, states @ vectors.T, hit)
-        if config.sampling == "uniform":
-            drawn = self._drawn(len(states), states.device)
+            found = full_softmax(similarity_scale(config, states), targets, similarity_vectors(config, embedding.items()))
+        elif config.sampling == "in-batch":
+            found = self._in_batch(similarity_scale(config, states), targets, len(targets) if real is None else real.sum())
+        elif config.loss == "softmax":
+            drawn, items = self._drawn(len(states), states.device), embedding.items()
+            return sampled_softmax(
+                states, targets, drawn, items, temperature=config.temperature, similarity=config.similarity, valid=real
+            )  # fmt: skip
+        else:
+            states, drawn = similarity_scale(config, states), self._drawn(len(states), states.device)
             vectors = similarity_vectors(config, embedding.items(drawn.flatten())).view(*drawn.shape, -1)
-            return self._sampled(positive, torch.einsum("td,tnd->tn", states, vectors), drawn == targets[:, None])
-        places = torch.rand(config.negatives, device=states.device) * (len(targets) if count is None else count)
+            negative = states @ vectors.T if drawn.ndim == 1 else torch.einsum("td,tnd->tn", states, vectors)
+            found = self._sampled(self._positive(states, targets), negative, drawn == targets[:, None])
+        return found if real is None else torch.where(real, found, 0.0)
+
+    def _in_batch(self, states: Tensor, targets: Tensor, count: Tensor | int) -> Tensor:
+        """The losses against targets of the first `count` positions; states: scaled."""
+        config = self.config
+        places = torch.rand(config.negatives, device=states.device) * count
         # In float32 a product may round up to the count itself.
         drawn = targets[places.long().clamp(max=len(targets) - 1)]
-        scores = states @ similarity_vectors(config, embedding.items(drawn)).T
+        scores = states @ similarity_vectors(config, self.network.embedding.items(drawn)).T
         if config.loss == "softmax":
             scores = log_q(scores, self.get_buffer("log_frequency")[drawn])
-        return self._sampled(positive, scores, targets[:, None] == drawn)
+        return self._sampled(self._positive(states, targets), scores, targets[:, None] == drawn)
 
-    def _fused(self, states: Tensor, targets: Tensor, real: Tensor) -> Tensor:
-        """The softmax losses [T] float32 by kernels that write no table of scores or of gathered vectors; 0 where not real."""
-        config, items = self.config, self.network.embedding.items()
-        if config.sampling == "all":
-            return linear_cross_entropy(similarity_scale(config, states), targets, similarity_vectors(config, items), valid=real)
-        drawn = self._drawn(len(states), states.device)
-        return sampled_softmax(states, targets, drawn, items, temperature=config.temperature, similarity=config.similarity, valid=real)
+    def _positive(self, states: Tensor, targets: Tensor) -> Tensor:
+        """The scores [T] of the targets; states: scaled."""
+        return (states * similarity_vectors(self.config, self.network.embedding.items(targets))).sum(1)
 
     def _drawn(self, positions: int, device: torch.device) -> Tensor:
         """Negatives drawn uniformly: distinct ones [N] that all positions share, or [T, N] of each position's own."""

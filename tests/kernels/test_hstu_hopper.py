@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.hstu_attention.reference import attend, bucket
+
 hopper: Any = pytest.importorskip("kernels.hstu_attention.hopper", reason="needs Triton")
 
 RAGGED = [700, 0, 1, 1337, 128, 513, 64, 129, 255, 256, 127, 65, 63]
@@ -109,6 +111,48 @@ def test_inside_a_graph_with_other_lengths() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("gaps", [10, 10**4, 10**6, None], ids=["seconds", "hours", "days", "in no order"])
+def test_biases_err_as_little_as_pytorchs(gaps: int | None, width: int, dtype: torch.dtype) -> None:
+    q, k, v, offsets, _ = batch(RAGGED, width=width, dtype=dtype, padding=77)
+    total, longest = sum(RAGGED), max(RAGGED)
+    generator = torch.Generator("cuda").manual_seed(width)
+    key_times = torch.randint(0, gaps or 10**7, (total + 77,), device="cuda", generator=generator)
+    if gaps:
+        key_times = key_times.cumsum(0)
+    query_times = key_times + torch.randint(0, 1000, key_times.shape, device="cuda", generator=generator)
+    # One row in two, as of a table that is a view.
+    positions = torch.randn(4, longest + 3, device="cuda", generator=generator)[::2]
+    times = torch.randn(2, 64, device="cuda", generator=generator)
+    for time_bias in (None, times):
+        biases = (positions, time_bias, key_times, query_times)
+
+        def reference(dtype: torch.dtype) -> Tensor:
+            kept = [x[:total].to(dtype) for x in (q, k, v)]
+            tables = [None if x is None else x.to(dtype) for x in biases[:2]]  # noqa: B023
+            return attend(
+                kept[0], kept[1], kept[2], offsets, longest, width**-0.5, float(longest), None, 0, 0, tables[0], tables[1],
+                key_times[:total], query_times[:total],
+            )  # fmt: skip
+
+        got = hopper.forward(q, k, v, offsets, longest, width**-0.5, float(longest), *biases)
+        exact = reference(torch.float64)
+        assert (got[total:] == 0).all()
+        assert (got[:total] - exact).norm() <= 2 * (reference(dtype) - exact).norm()
+
+
+@pytest.mark.parametrize("count", [1, 2, 20, 64, 90])
+def test_cells_give_the_bucket_of_every_time(count: int) -> None:
+    cells, firsts = hopper._cells(count, torch.device("cpu"))
+    near = torch.arange(-300, 300)
+    passed = torch.cat([torch.arange(10**5), *(x.long()[:, None].add(near).flatten() for x in (firsts, 2 ** torch.arange(31)))])
+    passed = passed.clamp(0, 2**31 - 2)
+    cell = (passed.clamp(min=1).int().float().view(torch.int32) >> 21) - 508
+    assert torch.equal(cells[128 + cell] + (passed >= cells[cell]).int(), bucket(passed, count).int())
+
+
+@pytest.mark.gpu
 def test_takes_what_the_copy_engine_can_read() -> None:
     q, k, v, *_ = batch([600])
     assert hopper.eligible(q, k, v, 600)
@@ -139,7 +183,8 @@ from kernels.hstu_attention import hopper
 class Compile:
     def __init__(self, kernel): self.kernel = kernel
     def __getitem__(self, grid): return lambda *a, **o: print(self.kernel.warmup(*a, grid=grid, **o).metadata.shared)
-hopper.forward_kernel, hopper.backward_kernel = Compile(hopper.forward_kernel), Compile(hopper.backward_kernel)
+for name in ("forward_kernel", "backward_kernel", "prepare_kernel"):
+    setattr(hopper, name, Compile(getattr(hopper, name)))
 hopper._processors = lambda device: 132
 offsets = torch.tensor([0, 90])
 for width in (64, 128):
@@ -147,6 +192,9 @@ for width in (64, 128):
         q = torch.zeros(100, 2, width, dtype=dtype)
         hopper.forward(q, q, q, offsets, 100, 0.1, 100.0)
         hopper.backward(q, q, q, q, offsets, 100, 0.1, 100.0)
+        table, times = torch.zeros(2, 100), torch.zeros(100, dtype=torch.int64)
+        hopper.forward(q, q, q, offsets, 100, 0.1, 100.0, table)
+        hopper.forward(q, q, q, offsets, 100, 0.1, 100.0, table, table, times, times)
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)

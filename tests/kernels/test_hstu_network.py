@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from kernels.backend import use
+from kernels.hstu_output import hstu_output
 from recsys_core import create
 from recsys_core.data import leave_one_out
+from recsys_core.models.hstu import network
 from recsys_core.sequence.recommender import SequenceLearner, SequenceRecommender
 from tests.conftest import film_log
 
@@ -59,6 +61,63 @@ def test_loss_and_gradients_are_those_of_the_reference(name: str) -> None:
     assert len(found["reference"]) > 8
     for ours, theirs in zip(found["triton"], found["reference"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
+
+
+def test_dropout_is_that_of_the_reference_where_both_draw_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = learner({"dropout": 0.3, "blocks": 2, "batch_size": 3, "heads": 1}).to(DEVICE).train()
+    batch = made.epoch(np.random.default_rng(0), torch.device(DEVICE))[0]
+    # Plain PyTorch draws masks of its own, unless the layers are told that the kernels run and so give their seeds.
+    monkeypatch.setattr(network, "compiled", lambda x: True)
+    found = {}
+    for backend in ("reference", "triton"):
+        one = copy.deepcopy(made)
+        torch.manual_seed(1)
+        with use(backend):  # type: ignore[arg-type]
+            loss = one(batch)
+            loss.backward()
+        found[backend] = [loss.detach(), *(p.grad for p in one.parameters() if p.grad is not None)]
+    for ours, theirs in zip(found["triton"], found["reference"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
+
+
+def drawn_seeds(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """A list that every layer's seed of dropout is added to."""
+    seeds: list[torch.Tensor] = []
+
+    def output(*given: Any, **settings: Any) -> torch.Tensor:
+        seeds.append(settings["seed"])
+        return hstu_output(*given, **settings)
+
+    monkeypatch.setattr(network, "hstu_output", output)
+    return seeds
+
+
+def test_each_layer_and_step_draws_a_mask_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = learner({"dropout": 0.3, "blocks": 3}).to(DEVICE).train()
+    batch = made.epoch(np.random.default_rng(0), torch.device(DEVICE))[0]
+    monkeypatch.setattr(network, "compiled", lambda x: True)
+    seeds = drawn_seeds(monkeypatch)
+    with use("reference"), torch.no_grad():
+        made.network(batch)
+        made.network(batch)
+    assert len({int(seed) for seed in seeds}) == len(seeds) == 6
+
+
+@pytest.mark.gpu
+def test_each_replay_of_a_graph_draws_masks_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = learner({"dropout": 0.3, "blocks": 3}).to(DEVICE).train()
+    batch = made.epoch(np.random.default_rng(0), torch.device(DEVICE))[0]
+    with use("triton"), torch.no_grad():
+        made.network(batch)
+        seeds = drawn_seeds(monkeypatch)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            made.network(batch)
+    found = set()
+    for _ in range(4):
+        graph.replay()
+        found |= {int(seed) for seed in seeds}
+    assert len(found) == 12
 
 
 def test_dropout_leaves_the_expectation_and_draws_anew() -> None:
