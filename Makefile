@@ -24,7 +24,7 @@ types: .venv/.dev
 	$(BIN)/mypy
 
 test-slow test-gpu: test-%: .venv/.dev
-	$(BIN)/python -m pytest -m $* $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m $* $(ARGS)
 
 test-browser: .venv/.dev  ## needs Chromium on the PATH (Debian: apt-get install chromium)
 	@$(PIP) --editable '.[browser]'
