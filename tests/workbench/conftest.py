@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,15 @@ def write_csv(path: Path, films: Dataset) -> None:
         writer.writerow(["user", "item", "rating", "timestamp"])
         for u, i, r, t in zip(films.user, films.item, films.rating, films.timestamp, strict=True):
             writer.writerow([films.users.ids[u], films.items.ids[i], r, t])
+
+
+def started(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """A command in a process of its own, stderr kept. Ctrl-C reaches it even where this one ignores it, as background jobs do."""
+
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
 
 
 def one_line_error(err: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.agents.fault_server import FaultServer, Step, delayed, say, status
-from tests.workbench.conftest import Cli, one_line_error
+from tests.workbench.conftest import Cli, one_line_error, started
 from workbench.store import Store
 
 pytest.importorskip("langchain_openai")
@@ -152,7 +152,7 @@ def test_interrupted_and_killed_runs_resume_without_asking_twice(log_file: Path,
         store = tmp_path / "store.sqlite"
         arguments = command(store, slow, log_file)
         for seen, how in enumerate((signal.SIGINT, signal.SIGKILL)):
-            child = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+            child = started(arguments)
             run, before = wait_for_pages(store, 2 + 8 * seen)
             child.send_signal(how)
             _, err = child.communicate(timeout=60)

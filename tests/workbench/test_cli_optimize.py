@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.agents.fault_server import FaultServer, Step, delayed, say
-from tests.workbench.conftest import Cli, one_line_error
+from tests.workbench.conftest import Cli, one_line_error, started
 from workbench.store import Store
 
 pytest.importorskip("langchain_openai")
@@ -53,11 +53,12 @@ def model(body: dict[str, Any]) -> Step:
     text = body["messages"][-1]["content"]
     if "<section" in text:
         return say(f'Kinds matter.\n<section name="task">\nRank the candidates. {PLANTED}\n</section>')
-    taken = re.findall(r"^- A (\w+) of", text, re.M)
-    offered = re.findall(r"^(C\d+)\. A (\w+) of (\d+)", text, re.M)
+    # However items are listed; candidates stand last, behind whatever worked examples there are.
+    offered = {id_: (kind, number) for id_, kind, number in re.findall(r"\b(C\d+)\b[^\n]*?A (\w+) of (\d+)", text)}
+    taken = re.findall(r"^(?!.*\bC\d).*?A (\w+) of", text, re.M) or KINDS
     liked = max(taken, key=taken.count)
-    order = sorted(offered, key=lambda one: (PLANTED in text and one[1] != liked, one[2]))
-    return say(" > ".join(id_ for id_, _, _ in order), prompt_tokens=300, completion_tokens=30)
+    order = sorted(offered, key=lambda id_: (PLANTED in text and offered[id_][0] != liked, offered[id_][1]))
+    return say(" > ".join(order), prompt_tokens=300, completion_tokens=30)
 
 
 @pytest.fixture
@@ -100,6 +101,28 @@ def test_a_search_finds_confirms_and_tests_and_a_second_one_asks_nothing(cli: Cl
     assert child["parent"] == found["start"]["version"]
 
 
+def test_searches_at_one_budget_are_compared_on_the_same_rows(cli: Cli, filmed: Path, server: FaultServer) -> None:
+    budget = ("--max-calls", "600", "--json")
+    runs = [json.loads(cli(*search(filmed, server, *budget))[1])]
+    few = ("--set", "evaluations=60", *budget)
+    code, out, err = cli("optimize", f"po4isr:{filmed}", "--llm", f"vllm:test@{server.url}", "--optimizer", "components", *few)
+    assert code == 0, err
+    runs.append(json.loads(out))
+    code, out, _ = cli("prompts", "compare", *(run["run"] for run in runs), "--json")
+    compared = json.loads(out)
+    assert code == 0
+    assert [c["optimizer"] for c in compared] == ["recprompt", "components"]
+    for one, run in zip(compared, runs, strict=True):
+        assert one["value"] == pytest.approx(run["test"]["after"]["MRR"]["value"])
+        assert one["questions"] == sum(counts["calls"] + counts["cache_hits"] for counts in run["calls"])
+    assert compared[0]["difference"]["low"] > 0
+    assert compared[0]["adjusted_p"] >= compared[0]["difference"]["p"]
+    other = json.loads(cli(*search(filmed, server, "--seed", "1", "--test", "9", *budget))[1])
+    code, _, err = cli("prompts", "compare", runs[0]["run"], other["run"])
+    assert code == 2
+    assert "different test rows" in one_line_error(err)
+
+
 def test_people_read_the_result_and_what_the_store_keeps(cli: Cli, filmed: Path, server: FaultServer, tmp_path: Path) -> None:
     code, out, _ = cli(*search(filmed, server))
     assert code == 0
@@ -127,7 +150,7 @@ def test_a_killed_search_resumes_and_repeats_no_answered_call(filmed: Path, tmp_
         store = tmp_path / "store.sqlite"
         arguments = command(filmed, slow, store)
         for wanted, how in ((10, signal.SIGINT), (40, signal.SIGKILL)):
-            child = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+            child = started(arguments)
             end = time.monotonic() + 60
             while len(slow.requests) < wanted and time.monotonic() < end:
                 time.sleep(0.02)

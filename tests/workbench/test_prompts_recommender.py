@@ -25,7 +25,7 @@ from recsys_core.data import Dataset, Jagged, leave_one_out, load_dataset
 from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.models import model_class
 from tests.agents.fault_server import FaultServer, Step, hang, say
-from tests.workbench.conftest import Cli, one_line_error
+from tests.workbench.conftest import Cli, one_line_error, started
 from tests.workbench.test_cli_llm import sensible
 from tests.workbench.test_prompts_rankers import Planted, by_quality
 from workbench.prompts.channel import Channel, open_channel, ranking_through
@@ -299,7 +299,7 @@ def test_one_interrupt_stops_a_run_whose_ranker_hangs(log_file: Path, tmp_path: 
     with FaultServer(lambda body: hang(300) if next(silent) else highest_first(body)) as hanging:
         head = [sys.executable, "-m", "workbench.cli.main", "simulate", "--store", str(tmp_path / "store.sqlite")]
         command = [*head, "--data", str(log_file), *AGENTS, *arm(hanging)]
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        child = started(command)
         deadline = time.monotonic() + 120
         while len(hanging.requests) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -24,6 +24,7 @@ from workbench.cli.optimize import (
 )
 from workbench.cli.optimize import names as parse_names
 from workbench.config import LLMSettings
+from workbench.optimization.comparing import compare_searches
 from workbench.optimization.testing import measure_on_test
 from workbench.prompts.facts import baseline_facts, difference_facts, measured_facts
 from workbench.prompts.starting import STARTING
@@ -145,6 +146,43 @@ def measure_(
         cells.append(["difference", *signed])
     title = f"{len(found.measured.rows)} test rows of {found.task.name}"
     return ui.table(title, ["ranked by", *chosen], cells, f"{found.rates}. These rows were opened {len(openings)} times.")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Finished searches of one task: ids, unique beginnings, or 'latest'.")],
+    metric: Annotated[str, typer.Option("--metric", help="One that all of them report.")] = "MRR",
+    part: Annotated[str, typer.Option("--part", help="`test` or `fresh` rows.")] = "test",
+    store: ui.StoreOption = ui.DEFAULT_STORE,
+    json: ui.JsonOption = False,
+) -> None:
+    """Compare the favourites of several searches on the same rows, against the template that the first began with.
+
+    Give the searches one budget: workbench optimize TASK --optimizer recprompt --max-calls 2000, then the same with another optimizer.
+
+    Example: workbench prompts compare optimize-20260101-120000-ab12cd latest
+    """
+    if part not in ("test", "fresh"):
+        raise DataError(f"part is {part!r}; it must be 'test' or 'fresh'")
+    with ui.opened(store, create=False) as handle:
+        found = compare_searches(handle, runs, metric, part)
+    if json:
+        shown = ("run", "optimizer", "questions", "template", "value", "low", "high")
+        return ui.print_json(
+            [
+                {name: getattr(c, name) for name in shown} | {"difference": difference_facts(c.difference), "adjusted_p": c.adjusted}
+                for c in found
+            ]
+        )
+    rows = [
+        [
+            c.optimizer, c.template, str(c.questions), ui.interval(c.value, c.low, c.high),
+            ui.interval(c.difference.difference, c.difference.low, c.difference.high, signed=True), f"{c.adjusted:.3f}", c.run,
+        ]
+        for c in found
+    ]  # fmt: skip
+    title = f"{metric} on {part} rows, against the first search's start"
+    return ui.table(title, ["optimizer", "favourite", "questions", metric, "difference", "p, Holm", "run"], rows)
 
 
 @app.command()
