@@ -88,6 +88,7 @@ def test_a_search_finds_confirms_and_tests_and_a_second_one_asks_nothing(cli: Cl
     assert len(server.requests) == asked
     assert again["test"] == found["test"]
     assert again["run"] != found["run"]
+    assert (found["test_openings"], again["test_openings"]) == (1, 2)
 
     code, out, _ = cli("prompts", "diff", "plain", found["favourite"]["version"])
     assert code == 0
@@ -127,7 +128,7 @@ def test_people_read_the_result_and_what_the_store_keeps(cli: Cli, filmed: Path,
     code, out, _ = cli(*search(filmed, server))
     assert code == 0
     assert "Fresh dev rows, which the search has not seen (20)" in out
-    assert "Test rows, opened once (30)" in out
+    assert "Sealed test rows, opened 1 times in this store (30)" in out
     assert "Better: MRR +" in out
     with Store.open(tmp_path / "store.sqlite") as store:
         (run,) = store.runs("optimize")

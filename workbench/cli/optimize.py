@@ -135,6 +135,7 @@ def facts(found: Optimized) -> dict[str, Any]:
         "rows": {"train": len(task.train), "search": plan.search, "fresh": plan.fresh, "test": plan.test},
         "detectable": _effects(plan),
         **report_facts(found.report),
+        "test_openings": found.openings,
         "calls": [asdict(counts) for counts in found.counts],
         "seconds": round(found.seconds, 2),
     }  # fmt: skip
@@ -191,7 +192,10 @@ def _show_plan(plan: Plan, json: bool) -> None:
 
 def _show(found: Optimized) -> None:
     report = found.report
-    for title, part in (("Fresh dev rows, which the search has not seen", report.fresh), ("Test rows, opened once", report.test)):
+    for title, part in (
+        ("Fresh dev rows, which the search has not seen", report.fresh),
+        (f"Sealed test rows, opened {found.openings} times in this store", report.test),
+    ):
         if part is not None:
             _show_part(f"{title} ({len(part.before.rows)})", part)
     lines = [_verdict(found)]
@@ -200,7 +204,10 @@ def _show(found: Optimized) -> None:
             f"Choosing the best on the search rows flattered it: {found.settings.metric} {curse.apparent:.4f} there, "
             f"{ui.interval(curse.corrected, curse.low, curse.high)} corrected for the choice."
         )
-    lines += [f"Dev minus test, {name}: {ui.interval(s.difference, s.low, s.high, signed=True)}." for name, s in report.shrinkage.items()]
+    lines += [
+        f"{s.metric} of the {name}: {s.dev:.4f} to {s.test:.4f}, lost {ui.interval(s.difference, s.low, s.high, signed=True)}."
+        for name, s in report.shrinkage.items()
+    ]
     asked, cached = (sum(getattr(c, what) for c in found.counts) for what in ("calls", "cache_hits"))
     lines.append(f"{report.searched} templates tried, {asked} calls, {cached} answers from the store, {found.seconds:.0f} s. {report.note}")
     if report.stopped:

@@ -27,7 +27,11 @@ RESUME = "workbench optimize --resume"
 
 @dataclass(frozen=True, eq=False)
 class Optimized:
-    """A finished search. counts: of the ranking and of the proposing model in this process; seconds: of wall time in it."""
+    """A finished search.
+
+    counts: of the ranking and of the proposing model in this process; openings: how often these test rows were opened, by this search and
+    before it; seconds: of wall time in this process.
+    """
 
     run: str
     task: RankingTask
@@ -35,6 +39,7 @@ class Optimized:
     plan: Plan
     report: Report
     counts: tuple[Counts, ...]
+    openings: int
     seconds: float
 
 
@@ -89,4 +94,5 @@ def _run(store: Store, run: str, work: Work, on_plan: Callable[[Plan], None], wa
     report = asyncio.run(search)
     keep_results(store, run, settings.optimizer, settings.seed, report)
     counts = tuple(client.counts for client in work.clients)
-    return Optimized(run, work.task, settings, plan, report, counts, time.monotonic() - started)
+    openings = len(store.openings(work.task.test.content_hash))
+    return Optimized(run, work.task, settings, plan, report, counts, openings, time.monotonic() - started)
