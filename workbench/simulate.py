@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.chat import Budget, ChatClient, Counts, connect
+from agents.chat import ChatClient, Counts
 from agents.llm import LLMPolicy
 from agents.persona import LogProfile
 from agents.seeding import stream
@@ -24,6 +24,7 @@ from simulators.events import PageRecord
 from simulators.fidelity import measure
 from workbench.config import DataSettings, Experiment, LLMSettings, ModelSettings, Settings, SimulationSettings
 from workbench.data import load_split
+from workbench.llm import budget_of, chat_client
 from workbench.prompts.channel import added, ranking_through
 from workbench.prompts.ranked import Rates
 from workbench.running import marked
@@ -66,7 +67,7 @@ def simulate(store: Store, experiment: Experiment, settings: SimulationSettings,
     settings = settings.model_copy(update={"recommender": resolved_model(store, settings.recommender)})
     resolved = RunSettings(name=experiment.name, seed=experiment.seed, data=experiment.data, simulation=settings)
     users = pick_users(split, settings, experiment.seed)
-    client = chat_client(settings, store)
+    client = _agents_client(settings, store)
     run = store.start_run("simulate", experiment.name, resolved.model_dump(mode="json"), experiment.seed, dataset, split)
     with marked(store, run, "workbench simulate --resume"):
         return _run(store, run, resolved, split, users, client, progress)
@@ -91,7 +92,7 @@ def resume(store: Store, run: str, progress: Progress, llm: LLMSettings | None =
     if summary.status == "finished":
         raise DataError(f"run {run} is finished; there is nothing to resume")
     users = pick_users(split, resolved.simulation, resolved.seed)
-    client = chat_client(resolved.simulation, store)
+    client = _agents_client(resolved.simulation, store)
     store.record_status(run, "resumed")
     with marked(store, run, "workbench simulate --resume"):
         return _run(store, run, resolved, split, users, client, progress)
@@ -113,16 +114,9 @@ def pick_users(split: Split, settings: SimulationSettings, seed: int) -> Ints:
     return np.sort(wanted)
 
 
-def chat_client(settings: SimulationSettings, store: Store) -> ChatClient | None:
-    """The client of an `llm` policy, with the store's response cache; None for policies without a model."""
-    if settings.policy != "llm":
-        return None
-    llm, cache = settings.llm, store.response_cache()
-    return connect(llm.spec, cache=cache, concurrency=llm.concurrency, timeout=llm.timeout, retries=llm.retries, budget=_budget(llm))
-
-
-def _budget(llm: LLMSettings) -> Budget:
-    return Budget(tokens=llm.max_tokens, cost=llm.max_cost, calls=llm.max_calls, wall=llm.max_seconds)
+def _agents_client(settings: SimulationSettings, store: Store) -> ChatClient | None:
+    """The client of an `llm` policy; None for policies without a model."""
+    return chat_client(store, settings.llm) if settings.policy == "llm" else None
 
 
 def _run(
@@ -151,7 +145,7 @@ def _run(
         return await Simulation(LogProfile(split.train), recommender, policy, session, config, on_page).run(users, sink)
 
     # A recommender that asks a model, too, keeps to the bounds of the run and is counted with it.
-    budget = client.budget if client else _budget(simulation.llm)
+    budget = client.budget if client else budget_of(simulation.llm)
     with ranking_through(store, lambda record: sink.calls([record]), budget, simulation.llm) as channel:
         result = asyncio.run(work())
     counts = added(client.counts if client else Counts(), channel.counts)

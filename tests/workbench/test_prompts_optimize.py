@@ -81,6 +81,10 @@ def test_noise_is_believed_by_a_greedy_loop_and_confirmed_in_no_more_than_five_p
     assert sum(r.claimed for r in reports) > 20
     assert sum(r.confirmed for r in reports) <= binom.ppf(0.999, 40, 0.05)
     assert all(r.adopted == PLAIN for r in reports if not r.confirmed)
+    for report in reports:
+        assert report.confirmation
+        shown = [c.difference for c in report.confirmation.comparisons].index(report.fresh.differences["MRR"].difference)
+        assert report.adjusted_p == report.confirmation.adjusted[shown]
     flattered = [r.curse.apparent - r.curse.corrected for r in reports if r.curse]
     assert sum(flattered) / len(flattered) > 0.01
 
@@ -94,6 +98,7 @@ def test_a_search_without_a_finalist_ends_with_the_start_and_the_test_stays_seal
 
     report = asyncio.run(optimize(task(), PLAIN, Nothing(), rankers(planted)))
     assert (report.favourite, report.confirmed, report.confirmation, report.test) == (PLAIN, False, None, None)
+    assert report.adjusted_p is None
     assert report.fresh.differences["MRR"].difference == 0
 
 

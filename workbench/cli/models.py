@@ -92,7 +92,7 @@ def evaluate(
         return _evaluate_grid(Path(models[0]), form, out, checkpoints, store, json)
     if checkpoints is not None:
         raise DataError("--checkpoints goes with a TOML file; a single model is trained by: workbench train")
-    names = tuple(m.strip() for m in metrics.split(",") if m.strip()) if metrics is not None else DEFAULT_METRICS
+    names = ui.names(metrics) if metrics is not None else DEFAULT_METRICS
     return _evaluate_models(models, data or "ml-100k", part or "valid", names, seeds or 1, form, out, store, json)
 
 

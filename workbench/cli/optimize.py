@@ -34,9 +34,7 @@ MetricsOption = Annotated[str, typer.Option("--metrics", help="Reported beside i
 
 
 def optimize(
-    task: Annotated[
-        str, typer.Argument(help="Rows: po4isr:FOLDER, recprompt:FILE.csv, mind:FOLDER, rerank:DATASET or simulated:RUN.")
-    ] = "",
+    task: TaskArgument = "",
     llm: LlmOption = "embedded",
     optimizer: Annotated[
         str, typer.Option("--optimizer", help="`components` (needs no proposer), `recprompt`, `po4isr`, `gepa`, `dspy`.")
@@ -87,18 +85,18 @@ def optimize(
             with ui.step(f"resuming {resume}") as progress:
                 watch = _Watch(progress)
                 again = known.llm.model_copy(update={"spec": known.llm.spec if llm == "embedded" else llm, **bounds})
-                found = resume_search(handle, resume, _say(json), watch, again)
+                found = resume_search(handle, resume, _say, watch, again)
         else:
             start = resolve(handle, template or ("likelihood" if llm.startswith("embedded") else "plain"))
             asked = OptimizeSettings(
                 task=task_settings(task, recommender, candidates, train=train, dev=dev, test=test),
-                template=to_toml(showing(start, names(fields))),
+                template=to_toml(showing(start, ui.names(fields))),
                 optimizer=optimizer,
                 settings=parse_settings(settings),
                 llm=LLMSettings(spec=llm, temperature=0.0, **bounds),
                 proposer=proposer,
                 metric=metric,
-                metrics=names(metrics),
+                metrics=ui.names(metrics),
                 repetitions=repetitions,
                 open_test="" if sealed else "the report of workbench optimize",
                 seed=seed,
@@ -106,7 +104,7 @@ def optimize(
             if plan:
                 return _show_plan(make_plan(prepare(handle, asked)), json)
             with ui.step(f"improving {start.name} by {optimizer} on {task}") as progress:
-                found = run_search(handle, asked, _say(json), _Watch(progress))
+                found = run_search(handle, asked, _say, _Watch(progress))
     return ui.print_json(facts(found)) if json else _show(found)
 
 
@@ -119,11 +117,6 @@ def task_settings(task: str, recommender: str, candidates: int | None, **sizes: 
     if source == "rerank":
         where = {"data": DataSettings(name=path), "recommender": ModelSettings(name=recommender)}
     return TaskSettings(**{"source": source, "candidates": candidates, **where, **sizes})
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Comma-separated names."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def facts(found: Optimized) -> dict[str, Any]:
@@ -156,20 +149,18 @@ class _Watch:
     def __call__(self, part: str, trial: Trial) -> None:
         self._trials += 1
         metric = next(iter(trial.measured.values))
-        mean, (low, high) = trial.measured.mean(metric), trial.measured.interval(metric)
+        mean = trial.measured.mean(metric)
         # A mean over more rows is worth more than a higher one over few.
         if part == "search" and (len(trial.rows), mean) > self._known:
             self._known = len(trial.rows), mean
-            self._best = f", best {metric} {ui.interval(mean, low, high)} on {len(trial.rows)} rows"
+            self._best = f", best {metric} {ui.interval(mean, *trial.measured.interval(metric))} on {len(trial.rows)} rows"
         shares = {"train": 0.1, "search": 0.3, "fresh": 0.6, "test": 0.8}
         self._progress(shares[part], f"{part}: {self._trials} trials{self._best}")
 
 
-def _say(json: bool) -> Any:
-    def say(plan: Plan) -> None:
-        ui.progress_console.print(escape(_words(plan)), soft_wrap=True)
-
-    return say
+def _say(plan: Plan) -> None:
+    """On stderr, so that a JSON document stays alone on stdout."""
+    ui.progress_console.print(escape(_words(plan)), soft_wrap=True)
 
 
 def _words(plan: Plan) -> str:
@@ -223,10 +214,11 @@ def _verdict(found: Optimized) -> str:
         return "No template was worth a second look; the start is kept."
     difference = report.fresh.differences[metric]
     p = f"{metric} {ui.interval(difference.difference, difference.low, difference.high, signed=True)} on fresh rows"
+    p += f", adjusted p {report.adjusted_p:.3f}"
     if report.confirmed:
-        return f"Better: {p}, adjusted p {min(report.confirmation.adjusted):.3f}. Use {report.favourite.version}."
+        return f"Better: {p}. Use {report.favourite.version}."
     said = " The search itself says it is better; that is not confirmed." if report.claimed else ""
-    return f"Not shown to be better: {p}, adjusted p {min(report.confirmation.adjusted):.3f}. The start is kept.{said}"
+    return f"Not shown to be better: {p}. The start is kept.{said}"
 
 
 def _show_part(title: str, part: Part) -> None:

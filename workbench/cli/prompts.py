@@ -22,7 +22,6 @@ from workbench.cli.optimize import (
     TestOption,
     task_settings,
 )
-from workbench.cli.optimize import names as parse_names
 from workbench.config import LLMSettings
 from workbench.optimization.comparing import compare_searches
 from workbench.optimization.testing import measure_on_test
@@ -120,7 +119,7 @@ def measure_(
 
     Example: workbench prompts test likelihood po4isr:data/po4isr/games --test 300 --reason "the table of our report"
     """
-    chosen = parse_names(metrics)
+    chosen = ui.names(metrics)
     asked = LLMSettings(spec=llm, temperature=0.0, timeout=600.0, max_calls=max_calls)
     with ui.opened(store) as handle:
         template: Template = resolve(handle, key)

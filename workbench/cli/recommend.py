@@ -47,10 +47,10 @@ def recommend(
         raise DataError("nobody to recommend for; give --user, --history, or --popular")
     service = Service.load(folder) if (folder / "catalogue.json").is_file() else Service.of(load(folder), load_dataset(data))
     rules: list[Rule] = [parse_rule(text) for text in where]
-    rules += [~Only(_ids(exclude))] if exclude else []
-    rules += [Only(_ids(only))] if only else []
+    rules += [~Only(ui.names(exclude))] if exclude else []
+    rules += [Only(ui.names(only))] if only else []
     caps = [AtMost(at_most, TAG)] if at_most else []
-    rows = [_ids(text) for text in histories]
+    rows = [ui.names(text) for text in histories]
     with ui.answers_kept(type(service.model), store):
         answers = dict(zip((f"user {u}" for u in users), service.recommend(users, k, rules, caps, repeat), strict=True))
         answers |= zip((f"history {','.join(r)}" for r in rows), service.recommend_for(rows, k, rules, caps, repeat), strict=True)
@@ -64,10 +64,6 @@ def recommend(
         cells = [[str(n), item.id, item.title, f"{item.score:.3f}"] for n, item in enumerate(answer.items, 1)]
         ui.table(f"For {who}", ["", "id", "title", "score"], cells, note)
     return None
-
-
-def _ids(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _facts(answer: Answer) -> dict[str, object]:

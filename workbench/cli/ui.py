@@ -131,6 +131,11 @@ def interval(value: float, low: float, high: float, signed: bool = False) -> str
     return f"{value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Comma-separated names, blank ones left out."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def plain(value: Any) -> str:
     """A value as a cell: mappings as `name 3, other 4`, floats to three decimals."""
     if isinstance(value, dict):

@@ -26,6 +26,7 @@ def report_facts(report: Report) -> dict[str, Any]:
         "templates_tried": report.searched,
         "proposals_rejected": report.rejected,
         "adjusted_p": list(confirmation.adjusted) if confirmation else [],
+        "favourite_adjusted_p": report.adjusted_p,
         "winners_curse": asdict(report.curse) if report.curse else None,
         "dev": _part(report.fresh),
         "test": _part(report.test) if report.test else None,

@@ -70,8 +70,9 @@ class Report:
 
     favourite: the finalist with the best mean on the fresh rows, or the start where there was none; confirmed: whether the paired test on
     the fresh rows says that it is better, the only claim made here; claimed: whether the search itself says so; stopped: why it ended
-    early, if it did. confirmation is None without finalists, curse where fewer than two templates were measured on all search rows, test
-    where the test part stayed sealed. shrinkage: by name of template and parts, how much better it looks on the first than on the second.
+    early, if it did. confirmation, and the favourite's adjusted_p in it, are None without finalists, curse where fewer than two templates
+    were measured on all search rows, test where the test part stayed sealed. shrinkage: by name of template and parts, how much better it
+    looks on the first than on the second.
     """
 
     start: Template
@@ -84,6 +85,7 @@ class Report:
     rejected: int
     fresh: Part
     confirmation: Confirmation | None
+    adjusted_p: float | None
     curse: Curse | None
     test: Part | None
     shrinkage: dict[str, Shrinkage] = field(default_factory=dict)
@@ -146,7 +148,7 @@ async def optimize(
     return Report(
         start, favourite, confirmation is not None and confirmation.best is not None, outcome.claimed, outcome.note, outcome.stopped,
         len({trial.template.version for trial in trials.tried}), len(trials.rejected), _part(before, after, task.train, fresh, rules),
-        confirmation, _curse(trials, rules), tested,
+        confirmation, None if confirmation is None or best is None else confirmation.adjusted[best], _curse(trials, rules), tested,
         {name: shrinkage(*parts, rules.metric, rules.seed) for name, parts in shrunk.items()},
     )  # fmt: skip
 
