@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -129,6 +130,14 @@ class Recommender(ABC):
         items[np.isneginf(top)] = -1
         pad = ((0, 0), (0, k - top.shape[1]))
         return Recommendations(np.pad(items, pad, constant_values=-1), np.pad(top, pad, constant_values=-np.inf))
+
+    async def recommend_async(self, histories: Histories, k: int, exclude: Jagged | None = None) -> Recommendations:
+        """`recommend` for a caller in an event loop, which goes on meanwhile.
+
+        It runs in a thread, so ask for one batch at a time; a caller that is cancelled is free at once, the thread when its batch is done.
+        A model that waits for others' answers overrides this and awaits them.
+        """
+        return await asyncio.to_thread(self.recommend, histories, k, exclude)
 
     def save(self, folder: str | Path) -> None:
         """Writes `model.json` (name, config, vocabulary) and `weights.safetensors` into a folder."""

@@ -1,8 +1,8 @@
 """The asyncio engine: cohorts of agents page through a recommender, and every page is stored before the next one is asked for.
 
 A cohort is the unit of work: its agents are served and decide as one batch, and each of its steps is one transaction. Cohorts advance
-independently, so a slow answer holds up its own cohort only. Nothing an agent does depends on another agent or on timing, so a run
-that stops anywhere resumes from the stored pages to the same log.
+independently, so a slow answer holds up its own cohort only, and a slow recommender those that wait for its lists. Nothing an agent does
+depends on another agent or on timing, so a run that stops anywhere resumes from the stored pages to the same log.
 """
 
 from __future__ import annotations
@@ -81,17 +81,17 @@ class Simulation:
         personas = build_personas(self.profile, users)
         sink.agents(personas, self.policy.name)
         result = SimulationResult(agents=len(personas))
-        size = self.config.cohort
+        size, turn = self.config.cohort, asyncio.Lock()
         try:
             async with asyncio.TaskGroup() as group:
                 for start in range(0, len(personas), size):
-                    group.create_task(self._cohort(personas[start : start + size], sink, result))
+                    group.create_task(self._cohort(personas[start : start + size], turn, sink, result))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return result
 
-    async def _cohort(self, personas: list[Persona], sink: EventSink, result: SimulationResult) -> None:
-        environment = RecommenderEnvironment(self.profile, self.recommender, self.config.page_size)
+    async def _cohort(self, personas: list[Persona], turn: asyncio.Lock, sink: EventSink, result: SimulationResult) -> None:
+        environment = RecommenderEnvironment(self.profile, self.recommender, self.config.page_size, turn)
         stored = {p.user: sink.finished_pages(p.user) for p in personas}
         for record in (r for pages in stored.values() for r in pages):
             result.add(record)
@@ -99,7 +99,7 @@ class Simulation:
             self.on_page(record)
         going = {p.user: p for p in personas if not (stored[p.user] and stored[p.user][-1].exit)}
         memory = {user: self._remember(stored[user]) for user in going}
-        pages = environment.reset(list(going), stored)
+        pages = await environment.reset(list(going), stored)
         while pages:
             contexts = [self._context(going[p.user], p, memory[p.user], environment) for p in pages if p.items]
             answers = dict(zip((c.persona.user for c in contexts), await self.policy.decide(contexts), strict=True))
@@ -110,7 +110,7 @@ class Simulation:
                 result.add(record)
                 self.on_page(record)
             on = [(p, r) for p, r in zip(pages, records, strict=True) if not r.exit]
-            pages = environment.step([p for p, _ in on], [[a.item for a in r.actions] for _, r in on])
+            pages = await environment.step([p for p, _ in on], [[a.item for a in r.actions] for _, r in on])
 
     def _context(self, persona: Persona, page: Page, memory: Memory, environment: RecommenderEnvironment) -> PageContext:
         return PageContext(persona, page.number, page.items, memory.text(), environment.history(persona.user), self.config.seed)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -58,3 +62,11 @@ def films() -> Dataset:
 def split(films: Dataset) -> Split:
     """Its leave-one-out division."""
     return leave_one_out(films)
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[], None]]:
+    """Presses Ctrl-C, from any thread; this process heeds it even as a background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield partial(signal.pthread_kill, threading.get_ident(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,10 @@ from agents.session import SessionModel, fit_session
 from agents.statistical import StatisticalPolicy
 from agents.types import Decision, PageContext, Policy, Watch
 from recsys_core import create
-from recsys_core.data import Split
+from recsys_core.data import Jagged, Split
 from recsys_core.errors import DataError, UnavailableError
+from recsys_core.models.ease import EASE
+from recsys_core.recommender import Histories, Recommendations, Recommender
 from simulators.engine import Simulation, SimulationConfig, SimulationResult
 from simulators.environment import RecommenderEnvironment
 from simulators.events import PageRecord
@@ -36,9 +41,12 @@ class TakeFirst:
         return [Decision((Watch(1, 4.0, "satisfied"),), c.page >= self.leave_at, "satisfied") for c in contexts]
 
 
-def simulation(split: Split, policy: Policy, session: SessionModel | None = None, **config: int) -> Simulation:
+def simulation(
+    split: Split, policy: Policy, session: SessionModel | None = None, recommender: Recommender | None = None, **config: int
+) -> Simulation:
     never = SessionModel(intercept=-50)
-    return Simulation(LogProfile(split.train), create("ease").fit(split.train), policy, session or never, SimulationConfig(**config))
+    model = (recommender or create("ease")).fit(split.train)
+    return Simulation(LogProfile(split.train), model, policy, session or never, SimulationConfig(**config))
 
 
 def run(sim: Simulation, split: Split, store: Store, run_id: str) -> SimulationResult:
@@ -80,12 +88,13 @@ def test_lists_are_refreshed_by_what_was_taken(split: Split) -> None:
     profile, ease = LogProfile(split.train), create("ease").fit(split.train)
     user = int(split.test.users[0])
 
-    def second_page(take: int) -> list[int]:
-        environment = RecommenderEnvironment(profile, ease, 10)
-        first = environment.reset([user], {})
-        return [i.item for i in environment.step(first, [[first[0].items[take].item]])[0].items]
+    async def second_page(take: int) -> list[int]:
+        environment = RecommenderEnvironment(profile, ease, 10, asyncio.Lock())
+        first = await environment.reset([user], {})
+        (second,) = await environment.step(first, [[first[0].items[take].item]])
+        return [i.item for i in second.items]
 
-    pages = [second_page(n) for n in range(10)]
+    pages = [asyncio.run(second_page(n)) for n in range(10)]
     assert len({tuple(p) for p in pages}) > 1
 
 
@@ -143,7 +152,7 @@ def test_another_seed_gives_another_log(split: Split, store: Store) -> None:
 
 def test_page_size_must_be_positive(split: Split) -> None:
     with pytest.raises(DataError, match="page_size is 0"):
-        RecommenderEnvironment(LogProfile(split.train), create("popularity").fit(split.train), 0)
+        RecommenderEnvironment(LogProfile(split.train), create("popularity").fit(split.train), 0, asyncio.Lock())
 
 
 def test_boredom_ends_sessions_that_find_nothing(split: Split, store: Store) -> None:
@@ -156,3 +165,84 @@ def test_boredom_ends_sessions_that_find_nothing(split: Split, store: Store) -> 
     pages = np.array([len(p) for p in by_user(store.pages(run_id)).values()])
     assert result.actions == 0
     assert 1.3 < pages.mean() < 2.8
+
+
+# Recommenders that take their time
+
+
+class Slow(EASE):
+    """EASE that does something first, which is told how many lists were asked for before."""
+
+    def __init__(self, first: Callable[[int], object]) -> None:
+        super().__init__()
+        self.first, self.asked = first, 0
+
+    def recommend(self, histories: Histories, k: int, exclude: Jagged | None = None) -> Recommendations:
+        self.asked += 1
+        self.first(self.asked - 1)
+        return super().recommend(histories, k, exclude)
+
+
+def test_agents_are_answered_while_a_recommender_ranks(split: Split, store: Store) -> None:
+    ranking, answered = threading.Event(), threading.Event()
+
+    def wait(before: int) -> None:
+        if before == 1:
+            ranking.set()
+            assert answered.wait(20), "the first cohort heard nothing while the second's list was made"
+
+    class Heard(TakeFirst):
+        async def decide(self, contexts: list[PageContext]) -> list[Decision]:
+            while not ranking.is_set():
+                await asyncio.sleep(0.001)
+            answered.set()
+            return await super().decide(contexts)
+
+    slow, plain = begin(store, split), begin(store, split)
+    run(simulation(split, Heard(), recommender=Slow(wait), cohort=10), split, store, slow)
+    run(simulation(split, TakeFirst(), cohort=10), split, store, plain)
+    assert store.log_hash(slow) == store.log_hash(plain)
+
+
+def test_a_recommender_makes_one_batch_at_a_time(split: Split, store: Store) -> None:
+    free = threading.Lock()
+
+    def alone(_: int) -> None:
+        assert free.acquire(blocking=False), "asked while it ranked"
+        time.sleep(0.002)
+        free.release()
+
+    run_id = begin(store, split)
+    assert run(simulation(split, TakeFirst(), recommender=Slow(alone), cohort=1), split, store, run_id).pages == 60
+
+
+def test_ctrl_c_while_a_recommender_ranks_keeps_what_is_stored(split: Split, store: Store, interrupt: Callable[[], None]) -> None:
+    ended = []
+
+    def interrupted(before: int) -> None:
+        if before == 5:
+            interrupt()
+            time.sleep(0.2)
+            ended.append(before)
+
+    whole, broken = begin(store, split), begin(store, split)
+    run(simulation(split, TakeFirst(), cohort=5), split, store, whole)
+    slow = Slow(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(simulation(split, TakeFirst(), recommender=slow, cohort=5), split, store, broken)
+    assert (ended, slow.asked) == ([5], 6)
+    stored = len(store.pages(broken))
+    assert 0 < stored < 60
+    assert run(simulation(split, TakeFirst(), cohort=5), split, store, broken).resumed_pages == stored
+    assert store.log_hash(broken) == store.log_hash(whole)
+
+
+def test_a_recommender_that_fails_ends_the_run_with_its_error(split: Split, store: Store) -> None:
+    def fail(before: int) -> None:
+        if before == 5:
+            raise UnavailableError("the ranking service went away")
+
+    run_id = begin(store, split)
+    with pytest.raises(UnavailableError, match="service went away"):
+        run(simulation(split, TakeFirst(), recommender=Slow(fail), cohort=5), split, store, run_id)
+    assert 0 < len(store.pages(run_id)) < 60

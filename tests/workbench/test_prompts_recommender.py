@@ -8,9 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +21,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.chat import Amount, Budget, BudgetExceeded, connect
+from agents.chat import Amount, Budget, BudgetExceeded, ChatRequest, Message, connect
 from recsys_core import Histories, create, known_models
 from recsys_core.data import Dataset, Jagged, leave_one_out, load_dataset
 from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.models import model_class
+from recsys_core.progress import silent
 from tests.agents.fault_server import FaultServer, Step, hang, say
 from tests.workbench.conftest import Cli, one_line_error, started
 from tests.workbench.test_cli_llm import sensible
 from tests.workbench.test_prompts_rankers import Planted, by_quality
+from workbench.config import DataSettings, Experiment, LLMSettings, ModelSettings, SimulationSettings
 from workbench.prompts.channel import Channel, open_channel, ranking_through
 from workbench.prompts.rankers import ranker_for
 from workbench.prompts.recommender import LLMRanker, template_of
 from workbench.prompts.starting import PLAIN, showing
 from workbench.prompts.tasks import Item, Row
 from workbench.prompts.versions import from_toml, keep, to_toml
+from workbench.simulate import simulate
 from workbench.store import Store
 
 pytest.importorskip("langchain_openai")
@@ -165,6 +170,31 @@ def test_unusable_answers_leave_the_first_stage_and_are_counted(cli: Cli, log_fi
     assert found["take_rate"] == beside["take_rate"]
 
 
+def test_agents_are_answered_while_the_ranker_waits(log_file: Path, tmp_path: Path) -> None:
+    """The second page's ranking and the first agent's answer come only when both have been asked for."""
+    both, ranked, played = threading.Barrier(2), count(), count()
+
+    def together(body: dict[str, Any]) -> Step:
+        ranks = SHOWN.search(body["messages"][-1]["content"])
+        if next(ranked) == 1 if ranks else next(played) == 0:
+            both.wait(20)
+        return highest_first(body)
+
+    logs = []
+    for script, cohort in ((together, 1), (highest_first, 4)):
+        with FaultServer(script) as server, Store.open(tmp_path / str(cohort)) as store:
+            spec = f"vllm:test@{server.url}"
+            ranker = ModelSettings(name="llm", config={"model": spec, "template": "plain", "first_stage": "popularity", "candidates": 6})
+            bounds = {"agents": 4, "pages": 2, "page_size": 4, "cohort": cohort, "fidelity_users": 0}
+            chosen = SimulationSettings(policy="llm", recommender=ranker, llm=LLMSettings(spec=spec), **bounds)
+            outcome = simulate(store, Experiment(name="t", data=DataSettings(name=str(log_file))), chosen, silent)
+            assert outcome.result.fallbacks == 0
+            assert outcome.counts is not None
+            assert outcome.counts.calls == len(server.requests) == 2 * outcome.result.pages
+            logs.append(outcome.log_hash)
+    assert logs[0] == logs[1]
+
+
 # The arm in tables and lists
 
 
@@ -293,8 +323,37 @@ def test_no_batch_passes_a_shared_budget(bound: int, mine: int, sizes: list[int]
     assert asyncio.run(caller()) <= sum(sizes)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 12), st.integers(0, 4), st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_batches_beside_other_questions_pass_no_shared_budget(bound: int, mine: int, sizes: list[int]) -> None:
+    """One loop in which the caller asks, too, and batches of rows are ranked at the same time."""
+
+    async def caller() -> None:
+        model = Planted(by_quality, pause=0.001)
+        channel = Channel(budget=Budget(calls=bound))
+        client = connect(model, budget=channel.budget)
+        asked = [client.ask(ChatRequest((Message("user", f"mine {n}"),))) for n in range(mine)]
+        batches = [
+            channel.rank_async(
+                lambda **kept: connect(model, **kept),
+                lambda client: ranker_for(client, PLAIN),
+                [Row(f"{number}/{n}", (), (Item("a", f"film {number}"), Item("b", f"film {n + 10}")), {}) for n in range(size)],
+            )
+            for number, size in enumerate(sizes)
+        ]
+        ended = await asyncio.gather(*asked, *batches, return_exceptions=True)
+        refused = [error for error in ended if isinstance(error, BaseException)]
+        assert all(isinstance(error, BudgetExceeded) for error in refused)
+        wanted = mine + sum(sizes)
+        assert bool(refused) == (wanted > bound)
+        assert channel.budget.used.calls == model.asked.total() == min(wanted, bound) == channel.counts.calls + client.counts.calls
+        assert channel.budget.reserved == Amount(calls=0)
+
+    asyncio.run(caller())
+
+
 def test_one_interrupt_stops_a_run_whose_ranker_hangs(log_file: Path, tmp_path: Path) -> None:
-    """Ctrl-C while the agents' loop waits for the ranker: the run stops at once, not after the time-out of a question."""
+    """Ctrl-C while a cohort waits for the ranker: the run stops at once, not after the time-out of a question."""
     silent = iter([False, *[True] * 10**6])
     with FaultServer(lambda body: hang(300) if next(silent) else highest_first(body)) as hanging:
         head = [sys.executable, "-m", "workbench.cli.main", "simulate", "--store", str(tmp_path / "store.sqlite")]
@@ -311,6 +370,19 @@ def test_one_interrupt_stops_a_run_whose_ranker_hangs(log_file: Path, tmp_path: 
     with Store.open(tmp_path / "store.sqlite") as store:
         (run,) = store.runs()
         assert (run.status, run.pages) == ("stopped", 0)
+
+
+def test_an_interrupt_drops_what_a_caller_without_a_loop_has_asked(films: Dataset, interrupt: Callable[[], None]) -> None:
+    def press(body: dict[str, Any]) -> Step:
+        interrupt()
+        return hang(300)
+
+    with FaultServer(press) as hanging:
+        settings = {"model": f"vllm:test@{hanging.url}", "template": "plain", "first_stage": "popularity", "candidates": 5}
+        ranker = create("llm", **settings).fit(films)
+        with pytest.raises(KeyboardInterrupt):
+            ranker.recommend(Histories.of([[0, 1]]), 5)
+        assert hanging.wait_idle()
 
 
 def test_channels_nest_and_close(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from workbench.prompts.metrics import Measured
 from workbench.prompts.optimize import Report
 from workbench.prompts.trials import Trial
-from workbench.prompts.versions import keep
+from workbench.prompts.versions import Shelf
 from workbench.store import Comparison, Evaluation, PromptTrial, Store, hash_users
 
 
@@ -15,7 +15,7 @@ class TrialKeeper:
     """Writes trials and their templates into the store, those that a resumed search repeats only once."""
 
     def __init__(self, store: Store, run: str) -> None:
-        self._store, self._run = store, run
+        self._store, self._run, self._shelf = store, run, Shelf(store)
         known = store.trials(run)
         self._seen = {(t.prompt_id, t.part, t.n, t.mean) for t in known}
         self._next = len(known)
@@ -25,7 +25,7 @@ class TrialKeeper:
         """Keeps a trial of a part, and its template if it is new."""
         version = trial.template.version
         if version not in self._rows:
-            self._rows[version] = keep(self._store, trial.template).id
+            self._rows[version] = self._shelf.keep(trial.template).id
         metric = next(iter(trial.measured.values))
         mean, (low, high) = trial.measured.mean(metric), trial.measured.interval(metric)
         if (key := (self._rows[version], part, len(trial.rows), mean)) in self._seen:

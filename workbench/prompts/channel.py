@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _TIMEOUT = 600.0
 """Seconds a question may take; the embedded model answers those in flight one after another."""
-_LOOK = 0.2
-"""Seconds between looks at whether the caller is to stop."""
 
 
 @dataclass(eq=False)
@@ -51,20 +49,29 @@ class Channel:
         """
         share = _share(self.budget)
         before = share.used
-        asked = Counts()
-
-        async def work() -> list[Ranked]:
-            nonlocal asked
-            client = connected(cache=self.cache, on_call=self.on_call, budget=share, **self.client)
-            asked = client.counts
-            return await ranker(client).rank(rows)
-
+        client = self._connect(connected, share)
         try:
-            results = _in_own_loop(work())
+            return _in_own_loop(self._ranked(client, ranker, rows))
         finally:
             used = Amount(share.used.tokens - before.tokens, share.used.cost - before.cost, share.used.calls - before.calls)
             self.budget.settle(Amount(calls=0), used)
-            self.counts = added(self.counts, asked)
+
+    async def rank_async(
+        self, connected: Callable[..., ChatClient], ranker: Callable[[ChatClient], Ranker], rows: Sequence[Row]
+    ) -> list[Ranked]:
+        """Ranks rows in the caller's event loop, beside its other questions and inside one budget with them; raises what rankers raise."""
+        # A model in this process may have to be loaded first.
+        client = await asyncio.to_thread(self._connect, connected, self.budget)
+        return await self._ranked(client, ranker, rows)
+
+    def _connect(self, connected: Callable[..., ChatClient], budget: Budget) -> ChatClient:
+        return connected(cache=self.cache, on_call=self.on_call, budget=budget, **self.client)
+
+    async def _ranked(self, client: ChatClient, ranker: Callable[[ChatClient], Ranker], rows: Sequence[Row]) -> list[Ranked]:
+        try:
+            results = await ranker(client).rank(rows)
+        finally:
+            self.counts = added(self.counts, client.counts)
         self.rates = added(self.rates, rates(results))
         return results
 
@@ -124,19 +131,9 @@ def _in_own_loop(work: Coroutine[Any, Any, T]) -> T:
     with ThreadPoolExecutor(1) as thread:
         future = thread.submit(asyncio.run, told())
         try:
-            while not wait([future], _LOOK).done:
-                if _stopping():
-                    raise asyncio.CancelledError
+            wait([future])
         except BaseException:
             with suppress(RuntimeError):  # it has just ended by itself
                 running.result()()
             raise
         return future.result()
-
-
-def _stopping() -> bool:
-    """Whether the caller's loop has been told to stop: Ctrl-C cancels its first task, which learns of it only when the loop goes on."""
-    try:
-        return any(task.cancelling() for task in asyncio.all_tasks())
-    except RuntimeError:
-        return False  # the caller has no loop

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.models import create
 from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommendations, Recommender
 from workbench.prompts.channel import Channel, open_channel
-from workbench.prompts.ranked import Ranker
+from workbench.prompts.ranked import Ranked, Ranker
 from workbench.prompts.rankers import default_template, ranker_for
 from workbench.prompts.starting import STARTING
 from workbench.prompts.tasks import Item, Row
@@ -85,15 +84,19 @@ class LLMRanker(Recommender):
 
     def recommend(self, histories: Histories, k: int, exclude: Jagged | None = None) -> Recommendations:
         """As every recommender's, where what is excluded takes no candidate's place: the best of what is left are ranked."""
-        if k < 1:
-            raise DataError(f"k is {k}; ask for at least 1 item")
-        self._catalogue()
-        lists = self.first.recommend(histories, max(k, self.config.candidates), exclude)
-        items, scores = lists.items.copy(), _from_zero_down(lists.scores)
-        for user, order in self._reordered(histories.items, lists.items):
-            items[user, : len(order)] = order
-            scores[user, : len(order)] = np.arange(len(order), 0, -1)
-        return Recommendations(items[:, :k], scores[:, :k])
+        depth = self._depth(k)
+        lists = self.first.recommend(histories, depth, exclude)
+        rows = self._rows(histories.items, lists.items)
+        return _put_first(lists, _orders(rows, self._ranked(rows)), k)
+
+    async def recommend_async(self, histories: Histories, k: int, exclude: Jagged | None = None) -> Recommendations:
+        """As `recommend`; the questions are asked in the caller's event loop, and end with who is cancelled."""
+        depth = self._depth(k)
+        lists = await self.first.recommend_async(histories, depth, exclude)
+        rows = self._rows(histories.items, lists.items)
+        channel = open_channel() or self._channel
+        ranked = await channel.rank_async(self._connected, self._ranker, list(rows.values())) if rows else []
+        return _put_first(lists, _orders(rows, ranked), k)
 
     def _fit(self, dataset: Dataset, progress: Progress, options: FitOptions) -> None:
         if not dataset.titles or not any(dataset.titles):
@@ -109,21 +112,29 @@ class LLMRanker(Recommender):
 
     def _score(self, histories: Histories) -> NDArray:
         scores = _from_zero_down(self.first.score(histories))
-        best = self.first.recommend(histories, self.config.candidates).items
-        for user, order in self._reordered(histories.items, best):
+        rows = self._rows(histories.items, self.first.recommend(histories, self.config.candidates).items)
+        for user, order in _orders(rows, self._ranked(rows)).items():
             scores[user, order] = np.arange(len(order), 0, -1)
         return scores
 
-    def _reordered(self, histories: Jagged, best: Ints) -> Iterator[tuple[int, list[int]]]:
-        """Users and their candidates, best first, of the lists [B, k] of the first recommender, -1 where they end."""
+    def _depth(self, k: int) -> int:
+        """How many items of the first recommender k of ours take."""
+        if k < 1:
+            raise DataError(f"k is {k}; ask for at least 1 item")
+        self._catalogue()
+        return max(k, self.config.candidates)
+
+    def _rows(self, histories: Jagged, best: Ints) -> dict[int, Row]:
+        """What is to be ranked, by user, of the first recommender's lists [B, k], -1 where they end; users with none are left out."""
         offers = {user: [int(i) for i in items if i >= 0] for user, items in enumerate(best[:, : self.config.candidates])}
-        offers = {user: offered for user, offered in offers.items() if offered}
-        rows = [self._row([int(i) for i in histories[user]], offered) for user, offered in offers.items()]
+        return {user: self._row([int(i) for i in histories[user]], offered) for user, offered in offers.items() if offered}
+
+    def _ranked(self, rows: Mapping[int, Row]) -> list[Ranked]:
         channel = open_channel() or self._channel
-        ranked = channel.rank(partial(connect, self.config.model), self._ranker, rows) if rows else []
-        for (user, offered), result in zip(offers.items(), ranked, strict=True):
-            place = {str(item): n for n, item in enumerate(offered)}
-            yield user, [int(name) for group in result.ranking for name in sorted(group, key=place.__getitem__)]
+        return channel.rank(self._connected, self._ranker, list(rows.values())) if rows else []
+
+    def _connected(self, **settings: Any) -> ChatClient:
+        return connect(self.config.model, **settings)
 
     def _row(self, history: list[int], offered: list[int]) -> Row:
         # A user's place in the batch says nothing of them, so the history names the row.
@@ -168,6 +179,24 @@ def template_of(key: str, store: Store | None = None) -> Template:
     if store is None and key not in STARTING and not key.endswith(".toml"):
         raise UnknownNameError(f"template {key!r} is not built in, and no store is open to look it up; built in are {', '.join(STARTING)}")
     return resolve(store, key)  # type: ignore[arg-type]  # files and starting templates need no store
+
+
+def _orders(rows: Mapping[int, Row], ranked: Sequence[Ranked]) -> dict[int, list[int]]:
+    """Candidates by user, best first; tied ones in the order of their row."""
+    orders = {}
+    for (user, row), result in zip(rows.items(), ranked, strict=True):
+        place = {item.id: n for n, item in enumerate(row.candidates)}
+        orders[user] = [int(name) for group in result.ranking for name in sorted(group, key=place.__getitem__)]
+    return orders
+
+
+def _put_first(lists: Recommendations, orders: Mapping[int, list[int]], k: int) -> Recommendations:
+    """The k best of lists that begin with the same items in another order."""
+    items, scores = lists.items.copy(), _from_zero_down(lists.scores)
+    for user, order in orders.items():
+        items[user, : len(order)] = order
+        scores[user, : len(order)] = np.arange(len(order), 0, -1)
+    return Recommendations(items[:, :k], scores[:, :k])
 
 
 def _from_zero_down(scores: NDArray[np.float32]) -> NDArray[np.float32]:

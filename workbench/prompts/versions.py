@@ -58,18 +58,34 @@ def diff(a: Template, b: Template) -> dict[str, list[str]]:
     return changed
 
 
-def keep(store: Store, template: Template) -> PromptVersion:
-    """Keeps a template in the store and gives back its row; one that is there already is left as it is.
+class Shelf:
+    """Keeps templates in a store whose own are read once, at the start: each further one costs no more than itself."""
 
-    The row's parent is the first of the template's parents that the store has; its text, the TOML, names all of them.
-    """
-    rows: dict[str, str] = {}
-    for row, known in kept(store):
-        if known == template:
-            return row
-        rows.setdefault(known.version, row.id)
-    parent = next((rows[version] for version in template.parents if version in rows), None)
-    return store.add_prompt(template.name, to_toml(template), template.author, parent)
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._rows: dict[Template, PromptVersion] = {}
+        self._first: dict[str, str] = {}
+        for row, template in kept(store):
+            self._note(row, template)
+
+    def keep(self, template: Template) -> PromptVersion:
+        """Keeps a template and gives back its row; one that is there already is left as it is.
+
+        The row's parent is the first of the template's parents that the store has; its text, the TOML, names all of them.
+        """
+        if template not in self._rows:
+            parent = next((self._first[version] for version in template.parents if version in self._first), None)
+            self._note(self._store.add_prompt(template.name, to_toml(template), template.author, parent), template)
+        return self._rows[template]
+
+    def _note(self, row: PromptVersion, template: Template) -> None:
+        self._rows.setdefault(template, row)
+        self._first.setdefault(template.version, row.id)
+
+
+def keep(store: Store, template: Template) -> PromptVersion:
+    """Keeps one template, as `Shelf.keep` does; reads all that the store has."""
+    return Shelf(store).keep(template)
 
 
 def kept(store: Store, name: str = "") -> list[tuple[PromptVersion, Template]]:

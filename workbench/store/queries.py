@@ -202,9 +202,7 @@ class StoreReader:
 
     def prompts(self, name: str = "") -> list[PromptVersion]:
         """All prompt versions, or those of one name, oldest first."""
-        query = select(PromptRow.id, PromptRow.name, PromptRow.text, PromptRow.parent, PromptRow.author, PromptRow.created)
-        query = query.where(PromptRow.name == name) if name else query
-        return [PromptVersion(*row) for row in self._rows(query.order_by(PromptRow.created, PromptRow.id))]
+        return self._prompts(PromptRow.name == name) if name else self._prompts()
 
     def trials(self, run: str) -> list[PromptTrial]:
         """The trials of a prompt search, in order."""
@@ -219,6 +217,10 @@ class StoreReader:
     def _rows(self, query: Select) -> list[Any]:
         with self._database.read() as connection:
             return list(connection.execute(query))
+
+    def _prompts(self, *which: ColumnElement[bool]) -> list[PromptVersion]:
+        query = select(*(getattr(PromptRow, name) for name in PromptVersion.__dataclass_fields__))
+        return [PromptVersion(*row) for row in self._rows(query.where(*which).order_by(PromptRow.created, PromptRow.id))]
 
     def _summaries(self, *which: ColumnElement[bool]) -> list[RunSummary]:
         def count(table: type[Agent] | type[Page]) -> Any:

@@ -134,7 +134,7 @@ class Store(StoreReader):
                 connection.execute(self._database.insert_new(PromptRow), row)
         except IntegrityError as error:
             raise UnknownNameError(f"no prompt version {parent!r} in store {self.where}; add the parent of {name!r} first") from error
-        return next(p for p in self.prompts(name) if p.id == version)
+        return self._prompts(PromptRow.id == version)[0]
 
     def add_trial(self, run: str, trial: PromptTrial) -> None:
         """Appends a trial of a prompt search. A number the run has is left as it is: a resumed search repeats what it measured before."""
