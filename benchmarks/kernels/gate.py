@@ -60,7 +60,13 @@ def _cases() -> Iterator[tuple[str, Function, dict[str, Tensor], dict[str, Any],
         return torch.randint(high, shape, device="cuda", generator=generator)
 
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for dim, lengths in ((128, [300, 0, 513, 1, 64]), (64, [2048, 700, 1025]), (50, [200, 3, 108, 0, 77]), (25, [130, 31])):
+        for dim, lengths in (
+            (128, [300, 0, 513, 1, 64]),
+            (128, [1300, 257]),
+            (64, [2048, 700, 1025]),
+            (50, [200, 3, 108, 0, 77]),
+            (25, [130, 31]),
+        ):
             tokens, longest, heads = sum(lengths), max(lengths), 2
             offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], device="cuda")
             qkv = {"q": normal(tokens, heads, dim), "k": normal(tokens, heads, dim), "v": normal(tokens, heads, dim)}

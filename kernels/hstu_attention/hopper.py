@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.hstu_attention.hopper_backward import backward_kernel
 from kernels.hstu_attention.hopper_bias import CELLS, MARGIN, prepare_kernel
 from kernels.hstu_attention.hopper_forward import forward_kernel
+from kernels.hstu_attention.hopper_tables import BUCKETS
 from kernels.hstu_attention.reference import thresholds
 
 _TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
@@ -23,10 +25,7 @@ _FORWARD = {64: (3, True), 128: (2, False)}
 
 
 def eligible(q: Tensor, k: Tensor, v: Tensor, max_seq_len: int) -> bool:
-    """Whether `forward` and `backward` take such a call: no targets, window or context, which the caller checks.
-
-    `forward` also adds a position bias, and beside it a time bias; `backward` has none.
-    """
+    """Whether `forward` and `backward` take such a call: no targets, window or context, and no time bias alone, which the caller checks."""
     return (
         q.device.type == "cuda"
         and q.dtype in (torch.bfloat16, torch.float16)
@@ -68,24 +67,53 @@ def forward(
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, alpha: float, normalizer: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v. That of q is a sum in no certain order: its last bits differ from run to run."""
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, alpha: float, normalizer: float,
+    position_bias: Tensor | None = None, time_bias: Tensor | None = None, key_times: Tensor | None = None,
+    query_times: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of q, k, v and the tables. That of q and the tables' are sums in no certain order: last bits differ from run to run."""
     tokens, heads, width = q.shape
     if not _copyable(grad):
         grad = grad.contiguous()
     dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     sequences = offsets.shape[0] - 1
     blocks = -(-max_seq_len // _BLOCK)
-    # The gradient of q in float32, and how many programs have added to it all they had, by sequence and head.
-    zeros = torch.zeros(q.numel() + sequences * heads, dtype=torch.float32, device=q.device)
-    total, ends = zeros[: q.numel()].view(q.shape), zeros[q.numel() :].view(torch.int32)
+    # What is summed in float32: the gradients of q and of the tables; and by sequence and head, how many programs have added all they had
+    # to that of q. All parts but the last are of whole lines, so that the next starts where a kernel reads fast.
+    room = 0 if position_bias is None else position_bias.shape[1] + 3 * MARGIN.value
+    timed = 0 if time_bias is None else BUCKETS.value * _BLOCK
+    sizes = [q.numel(), heads * timed, -(-heads * room // 4) * 4, sequences * heads]
+    total, times, positions, ends = torch.zeros(sum(sizes), dtype=torch.float32, device=q.device).split(sizes)  # type: ignore[no-untyped-call]
+    total = total.view(q.shape)
+    biases: tuple[Any, ...] = (None, None, None, None, None, None, None, 0, 0)
+    if position_bias is not None:
+        counter = torch.empty(1, dtype=torch.int32, device=v.device)
+        table, key_seconds, query_seconds, _, _, by_bucket, _, _, buckets = _prepare(
+            offsets, max_seq_len, position_bias, time_bias, key_times, query_times, counter
+        )
+        pairs = _pairs(buckets, q.device) if timed else None
+        biases = (table, key_seconds, query_seconds, pairs, by_bucket, positions, times if timed else None, room, buckets)
     backward_kernel[(blocks * heads * (sequences + 1),)](
-        _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), _matrix(grad, 64), _matrix(total, 64), total, ends, dq, dk, dv,
-        offsets, tokens, sequences, blocks, heads, q.stride(1), k.stride(1), v.stride(1), grad.stride(1),
-        alpha / 2, alpha / 2 / normalizer, 1 / normalizer, width, 2, num_warps=8, maxnreg=168,
+        _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), _matrix(grad, 64), _matrix(total, 64), total,
+        ends.view(torch.int32), dq, dk, dv, offsets, *biases, tokens, sequences, blocks, heads,
+        q.stride(1), k.stride(1), v.stride(1), grad.stride(1), alpha / 2, alpha / 2 / normalizer, 1 / normalizer, width, 2,
+        num_warps=8, maxnreg=168 if position_bias is None else 128,
     )  # fmt: skip
-    return dq, dk, dv
+    by_distance = by_bucket = v.new_empty(0)
+    if position_bias is not None:
+        by_distance = positions[: heads * room].view(heads, room)[:, : position_bias.shape[1]].contiguous().to(position_bias.dtype)
+    if time_bias is not None:
+        found = times.view(heads, BUCKETS.value, _BLOCK).sum(2)[:, : time_bias.shape[1]]
+        # No time reaches more buckets.
+        by_bucket = functional.pad(found, (0, time_bias.shape[1] - found.shape[1])).to(time_bias.dtype)
+    return dq, dk, dv, by_distance, by_bucket
+
+
+@cache
+def _pairs(buckets: int, device: torch.device) -> Tensor:
+    """Of each cell, where a bucket starts inside and the bucket that it starts in, side by side."""
+    cells, _ = _cells(buckets, device)
+    return cells.view(2, CELLS.value).t().flatten()
 
 
 def _prepare(

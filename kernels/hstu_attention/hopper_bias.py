@@ -45,13 +45,16 @@ def buckets_between(q_span, k_span, cells):
 
 
 @gluon.jit
-def add_position_bias(s, half_alpha, positions, distance, layout: gl.constexpr):
-    """Half of scores [queries, keys] and of the position bias; distance: from the first key to the first query."""
+def add_position_bias(s, half_alpha, positions, distance, layout: gl.constexpr, TURNED: gl.constexpr = False):
+    """Half of scores [queries, keys], or TURNED, and of the position bias; distance: from the first key to the first query."""
     i = gl.expand_dims(gl.arange(0, s.shape[0], layout=gl.SliceLayout(1, layout)), 1)
     j = gl.expand_dims(gl.arange(0, s.shape[1], layout=gl.SliceLayout(0, layout)), 0)
     # A thread's numbers stand in rows 8 apart, and in columns that differ in all bits but 2 and 4. What depends on the thread is one
     # address; the rest are constants, the same for two numbers of three, which then share a load.
-    at = (positions + distance + ((i & ~8) - (j & 6)).to(gl.int64)) + ((i & 8) - (j & ~6)).to(gl.int64)
+    thread, number = (i & ~8) - (j & 6), (i & 8) - (j & ~6)
+    if TURNED:
+        thread, number = -thread, -number
+    at = (positions + distance + thread.to(gl.int64)) + number.to(gl.int64)
     bias = gl.inline_asm_elementwise("ld.global.nc.f32 $0, [$1];", "=f,l", [at], dtype=gl.float32, is_pure=True, pack=1)
     return gl.fma(s, half_alpha, bias)
 

@@ -43,9 +43,12 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int,
 
 
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, *rest: Any) -> tuple[Tensor, ...]:
-    deterministic, unbiased = rest[-1], rest[5] is None and rest[6] is None
-    if unbiased and not deterministic and (hopper := _for_hopper(q, k, v, max_seq_len, rest)):
-        return (*hopper.backward(grad, q, k, v, offsets, max_seq_len, rest[0], rest[1]), v.new_empty(0), v.new_empty(0))
+    position_bias, time_bias, key_times, query_times = rest[5:9]
+    if (position_bias is not None or time_bias is None) and not rest[-1] and (hopper := _for_hopper(q, k, v, max_seq_len, rest)):
+        found: tuple[Tensor, ...] = hopper.backward(
+            grad, q, k, v, offsets, max_seq_len, rest[0], rest[1], position_bias, time_bias, key_times, query_times
+        )
+        return found
     return launch.backward(grad, q, k, v, offsets, max_seq_len, *rest)
 
 
