@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.features import missing
@@ -55,7 +56,7 @@ class BERT4RecNetwork(SequenceNetwork):
         """States [T, dim]; the state of a token may depend on all tokens of its sequence."""
         padding = Padding(batch)
         from_end = (padding.lengths[batch.rows.clamp(max=len(batch) - 1)] - 1 - padding.positions).clamp(min=0)
-        x = self.dropout(self.embedding(batch) + self.positions[from_end])
+        x = self.dropout(self.embedding(batch) + functional.embedding(from_end, self.positions))
         for block in self.blocks:
             x = block(x, padding, padding.filled[:, None, None])
         states: Tensor = self.norm(x)

@@ -91,7 +91,7 @@ class SASRecNetwork(SequenceNetwork):
 
     def _run(self, batch: SequenceBatch, padding: Padding, blocks: Iterable[nn.Module]) -> Tensor:
         """Tokens [T, dim] behind some of the blocks."""
-        x: Tensor = self.dropout(self.embedding(batch) + self.positions[padding.positions])
+        x: Tensor = self.dropout(self.embedding(batch) + functional.embedding(padding.positions, self.positions))
         for block in blocks:
             x = block(x, padding)
         return x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,25 @@ def test_batch_of_none_and_blocks_of_one(fitted: Recommender, data: Dataset) -> 
 def test_fit_and_score_are_functions_of_the_seed(fitted: Recommender, data: Dataset) -> None:
     again = recsys_core.create(fitted.name, **SMALL[fitted.name]).fit(data)
     np.testing.assert_array_equal(again.score(histories(data)), fitted.score(histories(data)))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("name", sorted({*SEEDED} - {"random"}))
+def test_a_seed_gives_one_model_with_several_threads(name: str, films: Dataset) -> None:
+    rows = films.sequences()
+    users = Histories.of([rows[u] for u in range(20)], range(20))
+    # Of the usual width, since small tensors stay on one thread.
+    one, *others = (recsys_core.create(name, epochs=2).fit(films).score(users) for _ in range(3))
+    for other in others:
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", SEEDED)
