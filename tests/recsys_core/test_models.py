@@ -102,14 +102,13 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("name", sorted({*SEEDED} - {"random"}))
+@pytest.mark.parametrize("name", ["bert4rec", "gru4rec", "hstu", "sasrec"])
 def test_a_seed_gives_one_model_with_several_threads(name: str, films: Dataset) -> None:
     rows = films.sequences()
     users = Histories.of([rows[u] for u in range(20)], range(20))
     # Of the usual width, since small tensors stay on one thread.
-    one, *others = (recsys_core.create(name, epochs=2).fit(films).score(users) for _ in range(3))
-    for other in others:
-        np.testing.assert_array_equal(one, other)
+    one, other = (recsys_core.create(name, epochs=1).fit(films).score(users) for _ in range(2))
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", SEEDED)
