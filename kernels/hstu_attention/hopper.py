@@ -80,7 +80,7 @@ def backward(
     blocks = -(-max_seq_len // _BLOCK)
     # What is summed in float32: the gradients of q and of the tables; and by sequence and head, how many programs have added all they had
     # to that of q. All parts but the last are of whole lines, so that the next starts where a kernel reads fast.
-    room = 0 if position_bias is None else position_bias.shape[1] + 3 * MARGIN.value
+    room = 0 if position_bias is None else _room(position_bias)
     timed = 0 if time_bias is None else BUCKETS.value * _BLOCK
     sizes = [q.numel(), heads * timed, -(-heads * room // 4) * 4, sequences * heads]
     total, times, positions, ends = torch.zeros(sum(sizes), dtype=torch.float32, device=q.device).split(sizes)  # type: ignore[no-untyped-call]
@@ -116,16 +116,21 @@ def _pairs(buckets: int, device: torch.device) -> Tensor:
     return cells.view(2, CELLS.value).t().flatten()
 
 
+def _room(position_bias: Tensor) -> int:
+    """Numbers by distance that the kernels want for a head: pairs that are masked or absent read and add something too."""
+    return int(position_bias.shape[1] + 3 * MARGIN.value)
+
+
 def _prepare(
     offsets: Tensor, longest: int, position_bias: Tensor, time_bias: Tensor | None, key_times: Tensor | None, query_times: Tensor | None,
     counter: Tensor,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """What the forward reads of the biases; see `prepare_kernel`. Zeros the counter on the way."""
+    """What the kernels read of the biases; see `prepare_kernel`. Zeros the counter, which the forward takes jobs by, on the way."""
     heads, width = position_bias.shape
     device = position_bias.device
     if position_bias.stride(1) != 1:
         position_bias = position_bias.contiguous()
-    room = width + 3 * MARGIN.value
+    room = _room(position_bias)
     if time_bias is None or key_times is None or query_times is None:
         positions = torch.empty(heads * room, dtype=torch.float32, device=device)
         found = (positions, None, None, None, None, None, None, room, 0)

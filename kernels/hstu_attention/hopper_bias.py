@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Position and time biases for Hopper's forward, as numbers to add to half scores.
+"""Position and time biases on Hopper, as numbers to add to half scores; `hopper_tables` adds the time bias in the backward.
 
 A small kernel first lays out what is read often: tables as float32 halves, the position table with room on both sides, and times as 32-bit
 seconds before a sequence's last query. A time's bucket is found by its cell, a quarter of an octave of seconds: the upper bits of the

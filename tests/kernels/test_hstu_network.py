@@ -14,6 +14,7 @@ from kernels.hstu_output import hstu_output
 from recsys_core import create
 from recsys_core.data import leave_one_out
 from recsys_core.models.hstu import network
+from recsys_core.sequence.batch import SequenceBatch
 from recsys_core.sequence.recommender import SequenceLearner, SequenceRecommender
 from tests.conftest import film_log
 
@@ -42,32 +43,8 @@ def learner(config: dict[str, Any]) -> SequenceLearner:
     return made
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_loss_and_gradients_are_those_of_the_reference(name: str) -> None:
-    made = learner(CONFIGS[name]).to(DEVICE)
-    # The negatives are what a seed draws, and both ways draw nothing before them without dropout.
-    made.eval()
-    batch = made.epoch(np.random.default_rng(0), torch.device(DEVICE))[0]
-    static = batch.roomy(len(batch.tokens) + 5, len(batch) + 2)
-    assert static.load(batch)
-    found = {}
-    for backend in ("reference", "triton"):
-        one = copy.deepcopy(made)
-        torch.manual_seed(1)
-        with use(backend):  # type: ignore[arg-type]
-            loss = one(static)
-            loss.backward()
-        found[backend] = [loss.detach(), *(p.grad for p in one.parameters() if p.grad is not None)]
-    assert len(found["reference"]) > 8
-    for ours, theirs in zip(found["triton"], found["reference"], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
-
-
-def test_dropout_is_that_of_the_reference_where_both_draw_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = learner({"dropout": 0.3, "blocks": 2, "batch_size": 3, "heads": 1}).to(DEVICE).train()
-    batch = made.epoch(np.random.default_rng(0), torch.device(DEVICE))[0]
-    # Plain PyTorch draws masks of its own, unless the layers are told that the kernels run and so give their seeds.
-    monkeypatch.setattr(network, "compiled", lambda x: True)
+def assert_one_step(made: SequenceLearner, batch: SequenceBatch) -> None:
+    """The loss and all gradients of a batch are the reference's."""
     found = {}
     for backend in ("reference", "triton"):
         one = copy.deepcopy(made)
@@ -76,8 +53,28 @@ def test_dropout_is_that_of_the_reference_where_both_draw_the_same_masks(monkeyp
             loss = one(batch)
             loss.backward()
         found[backend] = [loss.detach(), *(p.grad for p in one.parameters() if p.grad is not None)]
+    assert len(found["reference"]) > 8
     for ours, theirs in zip(found["triton"], found["reference"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_loss_and_gradients_are_those_of_the_reference(name: str) -> None:
+    made = learner(CONFIGS[name]).to(DEVICE)
+    # The negatives are what a seed draws, and both ways draw nothing before them without dropout.
+    made.eval()
+    batch = made.epoch(np.random.default_rng(0), torch.device(DEVICE))[0]
+    static = batch.roomy(len(batch.tokens) + 5, len(batch) + 2)
+    assert static.load(batch)
+    assert_one_step(made, static)
+
+
+def test_dropout_is_that_of_the_reference_where_both_draw_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = learner({"dropout": 0.3, "blocks": 2, "batch_size": 3, "heads": 1}).to(DEVICE).train()
+    batch = made.epoch(np.random.default_rng(0), torch.device(DEVICE))[0]
+    # Plain PyTorch draws masks of its own, unless the layers are told that the kernels run and so give their seeds.
+    monkeypatch.setattr(network, "compiled", lambda x: True)
+    assert_one_step(made, batch)
 
 
 def drawn_seeds(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
