@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from benchmarks.kernels.cases import BACKENDS, Case, benchmark, bounds, normal
 from kernels.backend import Backend, use
-from kernels.hstu_attention import hstu_attention
+from kernels.hstu_attention import hstu_attention, pair_buckets
 
 HEADS, BATCH = 4, 32
 SQUARES = [(128, 256), (128, 512), (128, 1024), (128, 2048), (128, 4096), (128, 8192), (64, 2048)]
@@ -53,9 +53,13 @@ def attention(
     *,
     position: bool = False,
     times: Gaps | None = None,
+    shared: bool = False,
     backend: Backend = "triton",
 ) -> Callable[[], tuple[Callable[[], Tensor], list[Tensor]]]:
-    """Prepares a pass of ours; q, k, v are strided as views of one projection, as in a layer, and have gradients of their own."""
+    """Prepares a pass of ours; q, k, v are strided as views of one projection, as in a layer, and have gradients of their own.
+
+    shared: the buckets of pairs are there, as in all layers of a network but the first.
+    """
 
     def prepare() -> tuple[Callable[[], Tensor], list[Tensor]]:
         tokens, longest = sum(lengths), max(lengths)
@@ -71,12 +75,25 @@ def attention(
             more["time_bias"] = normal(heads, 64, dtype=torch.float32)
             learned.append(more["time_bias"])
         offsets = bounds(lengths)
+        if shared:
+            given = {"key_times": more["key_times"], "query_times": more["query_times"], "buckets": more["time_bias"].shape[1]}
+            more["pair_buckets"] = pair_buckets(q, offsets, max_seq_len=longest, **given)
 
         def run() -> Tensor:
             with use(backend):
                 return hstu_attention(q, k, v, offsets, max_seq_len=longest, alpha=dim**-0.5, **more)
 
         return run, learned
+
+    return prepare
+
+
+def found_buckets(lengths: list[int], dim: int) -> Callable[[], tuple[Callable[[], Any], list[Tensor]]]:
+    """Prepares the search for the buckets of all pairs, for forward and backward passes."""
+
+    def prepare() -> tuple[Callable[[], Any], list[Tensor]]:
+        times, offsets, q = seconds(sum(lengths), "days"), bounds(lengths), normal(sum(lengths), HEADS, dim)
+        return lambda: pair_buckets(q, offsets, max_seq_len=max(lengths), key_times=times, query_times=times + 30, buckets=64), []
 
     return prepare
 
@@ -113,7 +130,11 @@ def cases() -> Iterator[Case]:
         shape = f"D={dim} N={length}"
         yield case(f"{shape}, position", "kernels", attention(lengths, dim, position=True), lengths, dim)
         for gaps in get_args(Gaps):
-            yield case(f"{shape}, position and time, {gaps}", "kernels", attention(lengths, dim, position=True, times=gaps), lengths, dim)
+            for shared, found in ((True, "before"), (False, "in the call")):
+                prepare = attention(lengths, dim, position=True, times=gaps, shared=shared)
+                yield case(f"{shape}, position and time, {gaps}, buckets found {found}", "kernels", prepare, lengths, dim)
+        # What it must write is two bytes a pair.
+        yield Case("hstu_attention", f"{shape}, buckets of pairs", "kernels", found_buckets(lengths, dim), 0.0, 0.0, BATCH * length**2)
     lengths = zipf_lengths(128, 200)
     for name, backend in BACKENDS.items():
         yield case(

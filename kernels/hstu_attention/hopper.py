@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.hstu_attention.hopper_backward import backward_kernel
-from kernels.hstu_attention.hopper_bias import CELLS, MARGIN, prepare_kernel
+from kernels.hstu_attention.hopper_bias import BUCKETS, MARGIN, prepare_kernel
+from kernels.hstu_attention.hopper_buckets import pair_buckets, tiles
 from kernels.hstu_attention.hopper_forward import forward_kernel
-from kernels.hstu_attention.hopper_tables import BUCKETS
-from kernels.hstu_attention.reference import thresholds
+from kernels.hstu_attention.hopper_tables import collect_kernel
 
-_TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
+_TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32, torch.int32: gl.int32}
 _BLOCK = 128
-# Key tiles that the forward holds in shared memory, and whether its two groups of warps take turns, by width: with 64 columns the special
-# function unit is as busy as the tensor cores, and neither should wait for both groups at once.
-_FORWARD = {64: (3, True), 128: (2, False)}
+MOST_BUCKETS = int(BUCKETS.value)
+# Key tiles that the forward holds in shared memory, and whether its two groups of warps take turns, without a time bias and with one, by
+# width: as was fastest on an H100.
+_FORWARD = {64: (3, True, False), 128: (2, False, True)}
 
 
 def eligible(q: Tensor, k: Tensor, v: Tensor, max_seq_len: int) -> bool:
@@ -40,28 +40,40 @@ def eligible(q: Tensor, k: Tensor, v: Tensor, max_seq_len: int) -> bool:
     )
 
 
+def bytes_of_buckets(sequences: int, longest: int) -> int:
+    """Of one order of the words that `pair_buckets` makes."""
+    return sequences * tiles(longest) * _BLOCK * _BLOCK
+
+
 def forward(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, alpha: float, normalizer: float,
     position_bias: Tensor | None = None, time_bias: Tensor | None = None, key_times: Tensor | None = None,
-    query_times: Tensor | None = None,
+    query_times: Tensor | None = None, by_query: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`hstu_attention` [T, H, D] of an eligible call."""
+    """`hstu_attention` [T, H, D] of an eligible call; by_query: its `pair_buckets`, found here where not given."""
     tokens, heads, width = q.shape
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    biases: tuple[Any, ...]
+    sequences = offsets.shape[0] - 1
+    positions, by_pair, words, room = None, None, None, 0
     if position_bias is None:
         counter = torch.zeros(1, dtype=torch.int32, device=v.device)
-        biases = (None, None, None, None, None, None, None, 0, 0)
     else:
         counter = torch.empty(1, dtype=torch.int32, device=v.device)
-        biases = _prepare(offsets, max_seq_len, position_bias, time_bias, key_times, query_times, counter)
-    sequences = offsets.shape[0] - 1
+        positions, by_pair, room = _prepare(position_bias, time_bias, counter, True)
+    if time_bias is not None:
+        words = by_query
+        if words is None:
+            assert key_times is not None
+            assert query_times is not None
+            words, _ = pair_buckets(key_times, query_times, offsets, max_seq_len, time_bias.shape[1], by_key=False)
+        _check_buckets(words, sequences, max_seq_len)
     blocks = -(-max_seq_len // _BLOCK)
     programs = max(min(_processors(q.device), blocks * heads * sequences), 1)
-    stages, turns = _FORWARD[width]
+    stages, *turns = _FORWARD[width]
     forward_kernel[(programs,)](
-        _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), out, offsets, counter, *biases, tokens, sequences, blocks, heads,
-        q.stride(1), k.stride(1), v.stride(1), alpha / 2, 1 / normalizer, width, stages, turns, num_warps=4, maxnreg=168,
+        _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), out, offsets, counter, positions, by_pair, words, room, tokens, sequences,
+        blocks, heads, q.stride(1), k.stride(1), v.stride(1), alpha / 2, 1 / normalizer, width, stages, turns[time_bias is not None],
+        num_warps=4, maxnreg=168,
     )  # fmt: skip
     return out
 
@@ -69,7 +81,7 @@ def forward(
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, alpha: float, normalizer: float,
     position_bias: Tensor | None = None, time_bias: Tensor | None = None, key_times: Tensor | None = None,
-    query_times: Tensor | None = None,
+    query_times: Tensor | None = None, by_key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k, v and the tables. That of q and the tables' are sums in no certain order: last bits differ from run to run."""
     tokens, heads, width = q.shape
@@ -85,35 +97,33 @@ def backward(
     sizes = [q.numel(), heads * timed, -(-heads * room // 4) * 4, sequences * heads]
     total, times, positions, ends = torch.zeros(sum(sizes), dtype=torch.float32, device=q.device).split(sizes)  # type: ignore[no-untyped-call]
     total = total.view(q.shape)
-    biases: tuple[Any, ...] = (None, None, None, None, None, None, None, 0, 0)
+    biases: tuple[Any, ...] = (None, None, None, None, None, 0)
     if position_bias is not None:
         counter = torch.empty(1, dtype=torch.int32, device=v.device)
-        table, key_seconds, query_seconds, _, _, by_bucket, _, _, buckets = _prepare(
-            offsets, max_seq_len, position_bias, time_bias, key_times, query_times, counter
-        )
-        pairs = _pairs(buckets, q.device) if timed else None
-        biases = (table, key_seconds, query_seconds, pairs, by_bucket, positions, times if timed else None, room, buckets)
+        table, by_bucket, _ = _prepare(position_bias, time_bias, counter)
+        words = None
+        if time_bias is not None:
+            if by_key is None:
+                assert key_times is not None
+                assert query_times is not None
+                _, by_key = pair_buckets(key_times, query_times, offsets, max_seq_len, time_bias.shape[1], by_query=False)
+            words = _words(by_key, sequences, max_seq_len)
+        biases = (table, by_bucket, words, positions, times if timed else None, room)
     backward_kernel[(blocks * heads * (sequences + 1),)](
         _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), _matrix(grad, 64), _matrix(total, 64), total,
         ends.view(torch.int32), dq, dk, dv, offsets, *biases, tokens, sequences, blocks, heads,
         q.stride(1), k.stride(1), v.stride(1), grad.stride(1), alpha / 2, alpha / 2 / normalizer, 1 / normalizer, width, 2,
         num_warps=8, maxnreg=168 if position_bias is None else 128,
     )  # fmt: skip
-    by_distance = by_bucket = v.new_empty(0)
+    position_grad = time_grad = v.new_empty(0)
     if position_bias is not None:
-        by_distance = positions[: heads * room].view(heads, room)[:, : position_bias.shape[1]].contiguous().to(position_bias.dtype)
-    if time_bias is not None:
-        found = times.view(heads, BUCKETS.value, _BLOCK).sum(2)[:, : time_bias.shape[1]]
-        # No time reaches more buckets.
-        by_bucket = functional.pad(found, (0, time_bias.shape[1] - found.shape[1])).to(time_bias.dtype)
-    return dq, dk, dv, by_distance, by_bucket
-
-
-@cache
-def _pairs(buckets: int, device: torch.device) -> Tensor:
-    """Of each cell, where a bucket starts inside and the bucket that it starts in, side by side."""
-    cells, _ = _cells(buckets, device)
-    return cells.view(2, CELLS.value).t().flatten()
+        position_grad, buckets = torch.empty(position_bias.shape, dtype=position_bias.dtype, device=q.device), 0
+        if time_bias is not None:
+            time_grad, buckets = torch.empty(time_bias.shape, dtype=time_bias.dtype, device=q.device), time_bias.shape[1]
+        collect_kernel[(heads, max(-(-position_bias.shape[1] // 512), -(-buckets // 8)))](
+            positions, times if timed else None, position_grad, time_grad if timed else None, room, position_bias.shape[1], buckets
+        )
+    return dq, dk, dv, position_grad, time_grad
 
 
 def _room(position_bias: Tensor) -> int:
@@ -121,52 +131,30 @@ def _room(position_bias: Tensor) -> int:
     return int(position_bias.shape[1] + 3 * MARGIN.value)
 
 
-def _prepare(
-    offsets: Tensor, longest: int, position_bias: Tensor, time_bias: Tensor | None, key_times: Tensor | None, query_times: Tensor | None,
-    counter: Tensor,
-) -> tuple[Any, ...]:  # fmt: skip
-    """What the kernels read of the biases; see `prepare_kernel`. Zeros the counter, which the forward takes jobs by, on the way."""
+def _prepare(position_bias: Tensor, time_bias: Tensor | None, counter: Tensor, paired: bool = False) -> tuple[Tensor, Tensor | None, int]:
+    """What the kernels read of the tables, and how many numbers the first has for a head; see `prepare_kernel`. Zeros the counter.
+
+    paired: as pairs, where there is a time bias.
+    """
     heads, width = position_bias.shape
-    device = position_bias.device
     if position_bias.stride(1) != 1:
         position_bias = position_bias.contiguous()
-    room = _room(position_bias)
-    if time_bias is None or key_times is None or query_times is None:
-        positions = torch.empty(heads * room, dtype=torch.float32, device=device)
-        found = (positions, None, None, None, None, None, None, room, 0)
-        prepare_kernel[(heads,)](
-            position_bias, None, None, None, offsets, None, positions, None, None, None, None, counter,
-            width, room, 0, position_bias.stride(0), 0, heads, 1,
-        )  # fmt: skip
-        return found
-    if time_bias.stride(1) != 1:
-        time_bias = time_bias.contiguous()
-    buckets = time_bias.shape[1]
-    sizes = [heads * room, heads * buckets, heads * 2 * CELLS.value]
-    positions, by_bucket, by_cell = torch.empty(sum(sizes), dtype=torch.float32, device=device).split(sizes)  # type: ignore[no-untyped-call]
-    key_seconds, query_seconds = torch.empty(2, *key_times.shape, dtype=torch.int32, device=device)
-    cells, firsts = _cells(buckets, device)
-    chunks = -(-longest // 512)
-    prepare_kernel[(heads + (offsets.shape[0] - 1) * chunks,)](
-        position_bias, time_bias, key_times.contiguous(), query_times.contiguous(), offsets, cells, positions, by_bucket, by_cell,
-        key_seconds, query_seconds, counter, width, room, buckets, position_bias.stride(0), time_bias.stride(0), heads, chunks,
+    room, second = _room(position_bias), 0
+    paired = paired and time_bias is not None
+    if time_bias is not None:
+        if time_bias.stride(1) != 1:
+            time_bias = time_bias.contiguous()
+        second = BUCKETS.value**2 if paired else BUCKETS.value
+    # The second starts where a kernel reads fast.
+    sizes = [-(-heads * room // 4) * 4, heads * second]
+    dtype = torch.int32 if paired else torch.float32
+    positions, table = torch.empty(sum(sizes), dtype=dtype, device=position_bias.device).split(sizes)  # type: ignore[no-untyped-call]
+    by_bucket, by_pair = (None, table) if paired else (None if time_bias is None else table, None)
+    prepare_kernel[(heads, -(-max(room, second) // 512))](
+        position_bias, time_bias, positions, by_bucket, by_pair, counter, width, room, 0 if time_bias is None else time_bias.shape[1],
+        position_bias.stride(0), 0 if time_bias is None else time_bias.stride(0),
     )  # fmt: skip
-    return positions, key_seconds, query_seconds, cells, firsts, by_bucket, by_cell, room, buckets
-
-
-@cache
-def _cells(buckets: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of each quarter of an octave of seconds, where a bucket starts inside, and the bucket it starts in; and where all buckets start."""
-    firsts = thresholds(buckets)
-    starts = [-(-((4 + cell % 4) << cell // 4) // 4) for cell in range(CELLS.value + 1)]
-    lows = [max(b for b, first in enumerate(firsts) if first <= start) for start in starts[:-1]]
-    never = 2**31 - 1
-    cuts = [
-        min(never, firsts[low + 1]) if low + 1 < buckets and firsts[low + 1] < end else never
-        for low, end in zip(lows, starts[1:], strict=True)
-    ]
-    whole = torch.tensor([*cuts, *lows, *(min(never, first) for first in firsts)], dtype=torch.int32, device=device)
-    return whole[: 2 * CELLS.value], whole[2 * CELLS.value :]
+    return positions, by_pair if paired else by_bucket, room
 
 
 class _Matrix(TensorDescriptor):  # type: ignore[misc]
@@ -181,6 +169,23 @@ def _matrix(x: Tensor, rows: int) -> _Matrix:
     tokens, heads, width = x.shape
     row, head, _ = x.stride()
     return _Matrix(x, [tokens, (heads - 1) * head + width], [row, 1], [rows, width], _layout(rows, width, x.dtype))
+
+
+def _words(by_key: Tensor | None, sequences: int, longest: int) -> _Matrix:
+    """Words of `pair_buckets` as a matrix, of which the copy engine takes the 128 rows of a tile at a time."""
+    _check_buckets(by_key, sequences, longest)
+    assert by_key is not None
+    return _Matrix(by_key, [by_key.numel() // 16, 16], [16, 1], [_BLOCK, 16], _layout(_BLOCK, 16, torch.int32))
+
+
+def _check_buckets(words: Tensor | None, sequences: int, longest: int) -> None:
+    assert words is not None
+    size = bytes_of_buckets(sequences, longest)
+    if 4 * words.numel() != size:
+        raise ValueError(
+            f"pair_buckets of {4 * words.numel()} bytes are not of this call's offsets [{sequences + 1}] and max_seq_len {longest}, which "
+            f"need {size}; make them with the same"
+        )
 
 
 def _copyable(x: Tensor) -> bool:

@@ -14,14 +14,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-from kernels.hstu_attention.hopper_bias import MARGIN, add_position_bias, scalar, write
-from kernels.hstu_attention.hopper_tables import BUCKETS, add_table_gradients, add_time_bias, put_biases, reserve
+from kernels.hstu_attention.hopper_bias import BUCKETS, MARGIN, add_position_bias, scalar, write
+from kernels.hstu_attention.hopper_tables import add_table_gradients, add_time_bias, put_biases, reserve
 from kernels.hstu_attention.hopper_tile import blank, keep, narrow, tanh, whole_lines
 
 QUERIES = gl.constexpr(64)
 KEYS = gl.constexpr(128)
-# Registers of a thread that deals with the tables, by width: those that the others leave.
-SPARE = gl.constexpr({64: 136, 128: 72})
 
 
 @builtin
@@ -32,8 +30,9 @@ def async_add(desc, coordinates, source, _semantic=None):
 
 
 @gluon.jit
-def _load(descs, places, where, STAGES: gl.constexpr):
+def _load(descs, places, where, times, STAGES: gl.constexpr):
     q_desc, k_desc, v_desc, g_desc, dq_desc = descs
+    words_desc, words, words_row, words_full, words_empty, ds_full = times
     q, k, v, g, ds, dq, kv_full, full, dq_full, empty, dq_empty = places
     first, tiles, q_col, k_col, v_col, g_col = where
     mbarrier.expect(kv_full, k_desc.block_type.nbytes + v_desc.block_type.nbytes)
@@ -46,6 +45,12 @@ def _load(descs, places, where, STAGES: gl.constexpr):
         mbarrier.expect(full.index(stage), q_desc.block_type.nbytes + g_desc.block_type.nbytes)
         tma.async_copy_global_to_shared(q_desc, [first + t * QUERIES, q_col], full.index(stage), q.index(stage))
         tma.async_copy_global_to_shared(g_desc, [first + t * QUERIES, g_col], full.index(stage), g.index(stage))
+        if words_desc is not None:
+            # Those who make the tile of gradients have read its words before.
+            mbarrier.wait(words_empty, (t + 1) & 1)
+            mbarrier.wait(ds_full, (t + 1) & 1)
+            mbarrier.expect(words_full, words_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(words_desc, [words_row + t * KEYS, 0], words_full, words)
 
 
 @gluon.jit
@@ -75,7 +80,7 @@ def _score(k, q, g, full, t, left, lines: gl.constexpr, scores: gl.constexpr, ST
 
 @gluon.jit
 def _attend(places, rest, biases, WIDTH: gl.constexpr, STAGES: gl.constexpr):
-    positions, nothing, by_bucket, buckets, ds_full, ds_empty, words_full = biases
+    positions, nothing, by_bucket, words, ds_full, ds_empty, words_full = biases
     q, k, v, g, ds_shared, dq_shared, kv_full, full, dq_full, empty, dq_empty = places
     dk_out, dv_out, row, length, n, tiles, half_alpha, k_scale, v_scale, stride = rest
     scores: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[8, 1], instr_shape=[16, QUERIES, 16])
@@ -89,8 +94,10 @@ def _attend(places, rest, biases, WIDTH: gl.constexpr, STAGES: gl.constexpr):
     lines: gl.constexpr = whole_lines(WIDTH, 8)
     none = gl.zeros([KEYS, QUERIES], gl.float32, scores)
     left = length - n * KEYS
+    # Beside biases and wide sums there are registers for half of the slopes only, and for fewer products at a time.
+    TIGHT: gl.constexpr = positions is not None and WIDTH == 128
     if by_bucket is not None:
-        put_biases(by_bucket, buckets)
+        put_biases(by_bucket)
     mbarrier.wait(kv_full, 0)
     if left < KEYS:
         blank(k, left, lines)
@@ -98,17 +105,17 @@ def _attend(places, rest, biases, WIDTH: gl.constexpr, STAGES: gl.constexpr):
     for t in range(tiles):
         stage = t % STAGES
         s = _score(k, q, g, full, t, left, lines, scores, STAGES)
-        if positions is None:
+        if not TIGHT:
             dp = warpgroup_mma(v, g.index(stage).permute((1, 0)), none, use_acc=False, is_async=True)
-            s = warpgroup_mma_wait(1, deps=[s])
+        s = warpgroup_mma_wait(0 if TIGHT else 1, deps=[s])
+        if positions is None:
             y = s * half_alpha
         else:
-            s = warpgroup_mma_wait(0, deps=[s])
             # A number of shared memory keeps the loads that follow from being made early, for which there are no registers.
             y = add_position_bias(s, half_alpha, positions, t * QUERIES + scalar(nothing), scores, True)
         if by_bucket is not None:
             mbarrier.wait(words_full, t & 1)
-            y = add_time_bias(y, scores)
+            y = add_time_bias(y, words, scores)
         if t * QUERIES < KEYS:
             key = gl.expand_dims(gl.arange(0, KEYS, layout=gl.SliceLayout(1, scores)), 1)
             query = gl.expand_dims(t * QUERIES + gl.arange(0, QUERIES, layout=gl.SliceLayout(0, scores)), 0)
@@ -119,11 +126,10 @@ def _attend(places, rest, biases, WIDTH: gl.constexpr, STAGES: gl.constexpr):
         p = gl.convert_layout(narrow(h, dtype), weights, assert_trivial=True)
         # Twice silu's derivative is 1 + tanh + silu * (1 - tanh); this is all but the 1.
         slope = gl.fma(-h, slope, h) + slope
-        if positions is None:
+        if not TIGHT:
             dv = warpgroup_mma(p, g.index(stage), dv, is_async=True)
             dp = warpgroup_mma_wait(1, deps=[dp])
         else:
-            # Beside biases there are registers for half of it only, and for fewer products at a time.
             slope = narrow(slope, gl.float16)
             dp = warpgroup_mma(v, g.index(stage).permute((1, 0)), none, use_acc=False, is_async=True)
             dv = warpgroup_mma(p, g.index(stage), dv, is_async=True)
@@ -132,14 +138,14 @@ def _attend(places, rest, biases, WIDTH: gl.constexpr, STAGES: gl.constexpr):
             slope = keep(slope).to(gl.float32)
         ds = narrow(gl.fma(dp, slope, dp), dtype)
         if positions is not None:
-            mbarrier.wait(ds_empty, (t + 1) & 1)
+            mbarrier.wait(ds_empty, t & 1)
         ds_shared.store(ds)
         fence_async_shared()
-        if positions is not None:
-            mbarrier.arrive(ds_full, count=1)
         ds = gl.convert_layout(ds, weights, assert_trivial=True)
         dq = warpgroup_mma(ds_shared.permute((1, 0)), k, gl.zeros([QUERIES, WIDTH], gl.float32, parts), use_acc=False, is_async=True)
         dk = warpgroup_mma(ds, q.index(stage), dk, is_async=True)
+        if positions is not None:
+            mbarrier.arrive(ds_full, count=1)
         dq, dv = warpgroup_mma_wait(1, deps=[dq, dv])
         p = keep(p)
         mbarrier.wait(dq_empty, (t + 1) & 1)
@@ -159,9 +165,9 @@ def _attend(places, rest, biases, WIDTH: gl.constexpr, STAGES: gl.constexpr):
     gl.store(dv_out + place, v.load(lines), mask=gl.expand_dims(at < length, 1))
 
 
-@gluon.jit(do_not_specialize=["tokens", "sequences", "blocks", "heads", "q_head", "k_head", "v_head", "g_head", "room", "buckets"])
+@gluon.jit(do_not_specialize=["tokens", "sequences", "blocks", "heads", "q_head", "k_head", "v_head", "g_head", "room"])
 def backward_kernel(q_desc, k_desc, v_desc, g_desc, dq_desc, total, ends, dq_out, dk_out, dv_out, offsets,
-                    positions, key_seconds, query_seconds, cells, by_bucket, position_grad, time_grad, room, buckets,
+                    positions, by_bucket, words_desc, position_grad, time_grad, room,
                     tokens, sequences, blocks, heads,
                     q_head, k_head, v_head, g_head, half_alpha, k_scale, v_scale,
                     WIDTH: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
@@ -217,7 +223,7 @@ def backward_kernel(q_desc, k_desc, v_desc, g_desc, dq_desc, total, ends, dq_out
                 gl.warp_specialize(
                     [
                         (_attend, (places, rest, biases, WIDTH, STAGES)),
-                        (_load, (descs, places, where, STAGES)),
+                        (_load, (descs, places, where, (None, None, None, None, None, None), STAGES)),
                         (_add, (dq_desc, dq, dq_full, dq_empty, row + n * KEYS, tiles, column)),
                     ],
                     [1, 1],
@@ -226,31 +232,39 @@ def backward_kernel(q_desc, k_desc, v_desc, g_desc, dq_desc, total, ends, dq_out
             else:
                 ds_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
                 ds_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-                words_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
                 mbarrier.init(ds_full, count=1)
                 mbarrier.init(ds_empty, count=1)
-                mbarrier.init(words_full, count=1)
-                fence_async_shared()
-                last = length - 1 - n * KEYS
+                words, words_full, words_empty = None, None, None
+                words_row = 0
+                if words_desc is not None:
+                    words = gl.allocate_shared_memory(gl.int32, [KEYS, 16], words_desc.layout)
+                    words_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+                    words_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+                    mbarrier.init(words_full, count=1)
+                    mbarrier.init(words_empty, count=1)
+                    # See `pair_buckets`.
+                    words_row = (sequence * blocks * (blocks + 1) + n * (2 * blocks - n + 1)) * KEYS
+                    by_bucket += head * BUCKETS
+                    time_grad += head * (BUCKETS * KEYS)
                 flat: gl.constexpr = gl.SwizzledSharedLayout(vec=1, per_phase=1, max_phase=1, order=[0])
                 nothing = gl.allocate_shared_memory(gl.int32, [1], flat)
                 write(nothing, 0)
-                times = (None, None, None, None)
-                if key_seconds is not None:
-                    times = (cells, key_seconds + row + n * KEYS, query_seconds + row + n * KEYS, last)
-                    by_bucket += head * buckets
-                    time_grad += head * (BUCKETS * KEYS)
-                biases = (positions + head.to(gl.int64) * room + MARGIN, nothing, by_bucket, buckets, ds_full, ds_empty, words_full)
+                fence_async_shared()
+                biases = (
+                    positions + head.to(gl.int64) * room + MARGIN, nothing, by_bucket, words, ds_full, ds_empty, words_full,
+                )  # fmt: skip
                 tables = (position_grad + head.to(gl.int64) * room, time_grad, v_scale / 2)
+                bars = (ds_full, ds_empty, words_full, words_empty)
+                times = (words_desc, words, words_row, words_full, words_empty, ds_full)
                 gl.warp_specialize(
                     [
                         (_attend, (places, rest, biases, WIDTH, STAGES)),
-                        (_load, (descs, places, where, STAGES)),
+                        (_load, (descs, places, where, times, STAGES)),
                         (_add, (dq_desc, dq, dq_full, dq_empty, row + n * KEYS, tiles, column)),
-                        (add_table_gradients, (ds, tables, times, ds_full, ds_empty, words_full, tiles)),
+                        (add_table_gradients, (ds, tables, words, bars, tiles)),
                     ],
                     [1, 1, 4],
-                    [24, 24, SPARE[WIDTH]],
+                    [24, 24, 40 if words_desc is None else 72],
                 )
             # The last of the programs of a sequence and head narrows their sum.
             ended = gl.atomic_add(ends + pid // blocks, 1, sem="acq_rel")

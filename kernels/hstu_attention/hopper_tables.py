@@ -1,10 +1,9 @@
 # mypy: ignore-errors
-"""What four more warps do for Hopper's backward: time buckets for the others to look up, and the gradients of the bias tables.
+"""What four more warps do for Hopper's backward: the gradients of the bias tables.
 
-A thread owns a key. Of each tile of keys and queries it finds the pairs' buckets, a byte each, and leaves them in the order in which the
-others hold their scores. When those have left the scores' gradients in shared memory, it adds its own by bucket to numbers of its own, so
-that nobody waits for anybody; and sums along diagonals travel from thread to thread, a query further each time, till they leave the warp.
-Sixteen queries that all of a warp's keys have in one bucket each, as most have that are far apart, are dealt with at once.
+They read the scores' gradients where the others leave them, in shared memory. For the times a thread owns a key: it adds its row of a tile
+by bucket to numbers of its own, so that nobody waits for anybody; sixteen queries that are in one bucket each for all of a warp's keys, as
+most are that are far apart, are dealt with at once. For the positions a thread owns a diagonal, and goes along it.
 
 Much is assembly: a thread reads where its data says, and a warp goes its own way, for both of which Gluon has no words.
 """
@@ -13,20 +12,19 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from kernels.hstu_attention.hopper_bias import BUCKETS
+
 KEYS = gl.constexpr(128)
 QUERIES = gl.constexpr(64)
-# More buckets than seconds of 31 bits reach.
-BUCKETS = gl.constexpr(72)
-# Where in shared memory of our own things stand, in bytes: the threads' sums by bucket come first; cells of times; what leaves a warp of
-# what travels, and a place for what goes nowhere; the head's biases; twice the seconds of a tile's queries, and the first and last of
-# sixteen each; and the buckets of a tile, sixteen queries after the other. All is as much as a kernel may declare.
-CELLS_AT = gl.constexpr(72 * 512)
-LEAVING_AT = gl.constexpr(72 * 512 + 1024)
-BIAS_AT = gl.constexpr(39936)
-TIMES_AT = gl.constexpr(40256)
-WORDS_AT = gl.constexpr(40896)
+# Where in shared memory of our own things stand, in bytes: the threads' sums by bucket; sums by distance, of even queries and of odd ones,
+# 256 each; the head's biases by bucket; a place for each thread that goes nowhere.
+SUMS_AT = gl.constexpr(0)
+EVEN_AT = gl.constexpr(64 * 512)
+ODD_AT = gl.constexpr(64 * 512 + 1024)
+BIAS_AT = gl.constexpr(64 * 512 + 2048)
+NOWHERE_AT = gl.constexpr(64 * 512 + 2048 + 256)
 # A multiple of 1 KiB, which the copy engine's tiles behind it ask for.
-RESERVED = gl.constexpr(48 << 10)
+RESERVED = gl.constexpr(35 << 10)
 
 
 @gluon.jit
@@ -40,7 +38,7 @@ def reserve():
 @gluon.constexpr_function
 def _reserving():
     return f""".shared .align 1024 .b8 bias_tables[{RESERVED.value}];
-        .reg .b32 sums_at, leave_at, left_at, words_at; .reg .f32 d0, d1, d2, d3; mov.b32 $0, $1;"""
+        .reg .b32 sums_at, row_at, first<4>, second<4>, reach<4>; mov.b32 $0, $1;"""
 
 
 @gluon.jit
@@ -52,45 +50,66 @@ def put(place, x):
 
 @gluon.jit
 def get(place):
-    asm: gl.constexpr = "{ .reg .b32 a; mov.b32 a, bias_tables; add.s32 a, a, $1; ld.shared.b32 $0, [a]; }"
-    return gl.inline_asm_elementwise(asm, "=r,r", [place], dtype=gl.int32, is_pure=False, pack=1)
+    """float32 numbers of it."""
+    asm: gl.constexpr = "{ .reg .b32 a; mov.b32 a, bias_tables; add.s32 a, a, $1; ld.shared.f32 $0, [a]; }"
+    return gl.inline_asm_elementwise(asm, "=f,r", [place], dtype=gl.float32, is_pure=False, pack=1)
+
+
+_MARK = gl.constexpr(0x5EEDF1A6)
 
 
 @gluon.jit
-def put_biases(by_bucket, buckets):
+def _address(tile):
+    """Where a tile of 16 KiB stands in shared memory, which Gluon does not tell: it is marked and looked for."""
+    words = tile._reinterpret(gl.int32, [KEYS, QUERIES // 2], gl.NVMMASharedLayout(128, 32, 2))
+    words.store(gl.full([KEYS, QUERIES // 2], _MARK, gl.int32, gl.BlockedLayout([1, 4], [4, 8], [4, 1], [1, 0])))
+    gl.thread_barrier()
+    at = 1024 * gl.arange(0, 256, layout=gl.BlockedLayout([1], [32], [4], [0]))
+    asm: gl.constexpr = """{ .reg .pred p; .reg .b32 b; mov.b32 $0, 0; mov.u32 b, %total_smem_size; setp.lt.u32 p, $1, b;
+        setp.ge.and.u32 p, $1, 1024, p; @p ld.shared.b32 $0, [$1]; }"""
+    found = gl.inline_asm_elementwise(asm, "=&r,r", [at], dtype=gl.int32, is_pure=False, pack=1)
+    return gl.min(gl.where(found == _MARK, at, 1 << 30), 0)
+
+
+@gluon.jit
+def put_biases(by_bucket):
     """The head's biases; by a group of eight warps."""
     n = gl.arange(0, 256, layout=gl.BlockedLayout([1], [32], [8], [0]))
-    put(BIAS_AT + 4 * gl.minimum(n, 79), gl.load(by_bucket + gl.minimum(n, buckets - 1)))
+    n = gl.minimum(n, BUCKETS - 1)
+    put(BIAS_AT + 4 * n, gl.load(by_bucket + n))
     gl.thread_barrier()
 
 
-# The layout of words [keys, 4] in which a thread of eight warps holds the buckets of its scores with sixteen queries.
+# The layout of words of buckets [keys, 16] in which a thread of eight warps holds those of its scores.
 FRAGMENT = gl.constexpr(
-    gl.DistributedLinearLayout([[8, 0]], [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0], [64, 0]], [], [128, 4])
+    gl.DistributedLinearLayout(
+        [[0, 4], [0, 8], [8, 0]], [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0], [64, 0]], [], [128, 16]
+    )
 )
 
 
 @gluon.jit
-def _words():
-    """The buckets of a tile's scores as words [keys, queries / 4]."""
-    key = gl.expand_dims(gl.arange(0, KEYS, layout=gl.SliceLayout(1, FRAGMENT)), 1)
-    word = gl.expand_dims(gl.arange(0, 4, layout=gl.SliceLayout(0, FRAGMENT)), 0)
-    at = WORDS_AT + 16 * key + 4 * word
-    a, b = get(at), get(at + 2048)
-    c, d = get(at + 4096), get(at + 6144)
-    return gl.reshape(gl.join(gl.join(a, c), gl.join(b, d)), [KEYS, QUERIES // 4])
+def add_time_bias(y, words, layout: gl.constexpr):
+    """y [keys, queries] plus half of the time bias, by words of buckets in shared memory."""
+    # Four times a bucket, a byte, is where its bias stands.
+    w = words.load(FRAGMENT) << 2
+    b = gl.join(gl.join(_byte(w, 0), _byte(w, 2)), gl.join(_byte(w, 1), _byte(w, 3)))
+    # By key, 16 queries, 2 of 8 of those, which 8, and one of the 2.
+    b = gl.permute(gl.reshape(b, [KEYS, QUERIES // 16, 4, 2, 2]), (0, 1, 3, 2, 4))
+    b = gl.convert_layout(gl.reshape(b, [KEYS, QUERIES]), layout, assert_trivial=True)
+    asm: gl.constexpr = _looking_up()
+    return gl.inline_asm_elementwise(asm, "=f,f,r", [y, b], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit
-def add_time_bias(y, layout: gl.constexpr):
-    """y plus half of the time bias, by the buckets that the four warps have left."""
-    w = _words()
-    even, odd = gl.join(w & 255, (w >> 16) & 255), gl.join((w >> 8) & 255, (w >> 24) & 255)
-    # By key, 2 queries of 8, 16 queries, 8 of those, and one of the 2.
-    b = gl.permute(gl.reshape(gl.join(even, odd), [KEYS, 4, QUERIES // 16, 2, 2]), (0, 2, 3, 1, 4))
-    b = gl.convert_layout(gl.reshape(b, [KEYS, QUERIES]), layout, assert_trivial=True)
-    asm: gl.constexpr = _looking_up()
-    return gl.inline_asm_elementwise(asm, "=f,f,r", [y, b << 2], dtype=gl.float32, is_pure=True, pack=1)
+def _byte(words, n: gl.constexpr):
+    asm: gl.constexpr = _taking(n)
+    return gl.inline_asm_elementwise(asm, "=r,r", [words], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.constexpr_function
+def _taking(n):
+    return f"prmt.b32 $0, $1, 0, {0x4440 + n};"
 
 
 @gluon.constexpr_function
@@ -101,84 +120,101 @@ def _looking_up():
 
 
 @gluon.constexpr_function
-def _bucket(s, out):
-    """Assembly: the bucket of s whole seconds >= 0, by their cell: its cut, and the bucket it starts in."""
-    return f"""max.s32 b, {s}, 1; cvt.rn.f32.s32 f, b; mov.b32 b, f; shr.u32 b, b, 21; mad.lo.s32 b, b, 8, cells;
-        ld.shared.v2.b32 {{b, c}}, [b]; setp.ge.s32 p, {s}, b; @p add.s32 c, c, 1; mov.b32 {out}, c;"""
+def _starting():
+    """Assembly: this thread's places; $1: its number t; $2: where the tile of gradients stands. A key's row in it is 128 bytes, and chunk c
+    of those, 16 bytes or eight queries, stands at c xor key % 8.
 
-
-@gluon.constexpr_function
-def _finding():
-    """Assembly: the buckets of a key and sixteen queries, $0 to $3; $4: the key's second; $5, $6: where the queries' stand, their span.
-
-    A byte of a word belongs to query 8 (byte // 2) + 2 word + byte % 2.
+    Along its diagonal thread t goes from key t on, two queries at a time, and from the last key to the first. Query pair 4 a + (b + t / 8)
+    % 4 is that of step (a, b), so that a warp's threads read from banks of their own. Rows of steps a < 4 are behind no last key for
+    threads below 96, and all of a >= 4 are for the rest; `first` are the addresses of these steps at a = 0 and 4, `second` those of the
+    others, `reach` their rows.
     """
     lines = [
-        f"""{{ .reg .pred p, q; .reg .b32 a, b, c, cells, low, high, t<16>, k<16>; .reg .f32 f;
-        mov.b32 cells, bias_tables; add.s32 cells, cells, {CELLS_AT.value - 4064}; mov.b32 a, bias_tables;
-        add.s32 b, a, $6; ld.shared.v2.b32 {{low, high}}, [b]; add.s32 a, a, $5;
-        sub.s32 low, low, $4; sub.s32 high, high, $4; setp.ge.s32 q, low, 0;"""
+        """{ .reg .pred p, q; .reg .b32 a, b, c, r; mov.b32 a, bias_tables; mad.lo.s32 sums_at, $1, 4, a; mad.lo.s32 row_at, $1, 128, $2;
+        and.b32 b, $1, 7; mad.lo.s32 row_at, b, 16, row_at; setp.ge.s32 p, $1, 96; setp.ge.s32 q, $1, 64;"""
     ]
-    lines.append(_bucket("low", "low"))
-    lines.append(_bucket("high", "high"))
-    lines.append("setp.eq.and.s32 q, low, high, q; vote.sync.all.pred q, q, -1; prmt.b32 $0, low, 0, 0; mov.b32 $1, $0; mov.b32 $2, $0;")
-    lines.append("mov.b32 $3, $0; @q bra FOUND;")
-    for n in range(4):
-        lines.append(f"ld.shared.v4.b32 {{t{4 * n}, t{4 * n + 1}, t{4 * n + 2}, t{4 * n + 3}}}, [a + {16 * n}];")
-    for n in range(16):
-        lines.append(f"sub.s32 t{n}, t{n}, $4; abs.s32 t{n}, t{n};")
-    for n in range(16):
-        lines.append(_bucket(f"t{n}", f"k{n}"))
-    for word in range(4):
-        first, second, third, fourth = (8 * (byte // 2) + 2 * word + byte % 2 for byte in range(4))
-        lines.append(f"prmt.b32 b, k{first}, k{second}, 0x0040; prmt.b32 c, k{third}, k{fourth}, 0x0040; prmt.b32 ${word}, b, c, 0x5410;")
-    lines.append("FOUND: }")
+    for b in range(4):
+        lines.append(
+            f"""shr.u32 a, $1, 3; add.s32 a, a, {b}; and.b32 a, a, 3; mad.lo.s32 r, a, 2, $1; mad.lo.s32 b, r, 128, $2;
+            mad.lo.s32 b, a, 4, b; and.b32 c, r, 7;
+            mad.lo.s32 b, c, 16, b; xor.b32 c, b, 64; add.s32 c, c, 4096; selp.b32 second{b}, b, c, p;
+            sub.s32 c, c, 16384; selp.b32 first{b}, c, b, p; mov.b32 reach{b}, r; @!p add.s32 reach{b}, r, 32;"""
+        )
+    lines.append("mov.b32 $0, 0; }")
     return " ".join(lines)
 
 
 @gluon.constexpr_function
 def _counting(dtype):
-    """Assembly: adds the gradients of sixteen queries, pairs $2 to $9, to the thread's sums by bucket; $10: where their words stand.
+    """Assembly: adds the gradients of sixteen queries to the thread's sums by bucket; $1 to $4: words of buckets, $5: 32 times which.
 
     Four sums are read at once; where a bucket is that of a number before, what that made of it counts.
     """
     lines = [
-        """{ .reg .pred p; .reg .b32 at, w<4>, b<4>, a<4>; .reg .f32 x<4>, f<4>;
-        add.s32 at, words_at, $10; ld.shared.v4.b32 {w0, w1, w2, w3}, [at]; prmt.b32 b0, w0, 0, 0;
-        setp.eq.s32 p, b0, w0; setp.eq.and.s32 p, w1, w0, p; setp.eq.and.s32 p, w2, w0, p; setp.eq.and.s32 p, w3, w0, p;
-        vote.sync.all.pred p, p, -1; @p bra ALIKE;"""
+        """{ .reg .pred p; .reg .b32 at, low, high, other, third, x<8>, m<4>, b<4>, a<4>; .reg .f32 y<4>, f<4>;
+        xor.b32 at, row_at, $5; ld.shared.v4.b32 {x0, x1, x2, x3}, [at]; xor.b32 at, at, 16; ld.shared.v4.b32 {x4, x5, x6, x7}, [at];
+        prmt.b32 low, $1, 0, 0x0000; prmt.b32 high, $4, 0, 0x3333; mov.b32 other, 0; mov.b32 third, 0;"""
     ]
     for word in range(4):
+        # Bits 7 of bytes: not the first query's bucket, and not the last's either. Buckets have 7 bits.
+        lines.append(f"xor.b32 m{word}, ${1 + word}, low; add.s32 m{word}, m{word}, 0x7f7f7f7f; or.b32 other, other, m{word};")
+        lines.append(f"xor.b32 a0, ${1 + word}, high; add.s32 a0, a0, 0x7f7f7f7f; and.b32 a0, a0, m{word}; or.b32 third, third, a0;")
+    lines.append("and.b32 other, other, 0x80808080; setp.eq.s32 p, other, 0; vote.sync.all.pred p, p, -1; @p bra ALIKE;")
+    lines.append("and.b32 third, third, 0x80808080; setp.eq.s32 p, third, 0; vote.sync.all.pred p, p, -1; @p bra TWO;")
+    for word in range(4):
         # Bytes of word q belong to queries 2q, 2q + 1, 2q + 8 and 2q + 9.
-        lines += [_widen(dtype, f"${2 + word}", "x0", "x1"), _widen(dtype, f"${6 + word}", "x2", "x3")]
+        lines += [_widen(dtype, f"x{word}", "y0", "y1"), _widen(dtype, f"x{4 + word}", "y2", "y3")]
         for n in range(4):
-            lines.append(f"prmt.b32 b{n}, w{word}, 0, {0x4440 + n}; mad.lo.s32 a{n}, b{n}, 512, sums_at; ld.shared.f32 f{n}, [a{n}];")
+            lines.append(f"prmt.b32 b{n}, ${1 + word}, 0, {0x4440 + n}; mad.lo.s32 a{n}, b{n}, 512, sums_at; ld.shared.f32 f{n}, [a{n}];")
         for n in range(4):
             for before in range(n):
                 lines.append(f"setp.eq.s32 p, b{n}, b{before}; selp.f32 f{n}, f{before}, f{n}, p;")
-            lines.append(f"add.f32 f{n}, f{n}, x{n};")
+            lines.append(f"add.f32 f{n}, f{n}, y{n};")
         for n in range(4):
             lines.append(f"st.shared.f32 [a{n}], f{n};")
-    lines.append("bra COUNTED; ALIKE: and.b32 b0, w0, 255; mad.lo.s32 a0, b0, 512, sums_at; ld.shared.f32 f0, [a0];")
-    lines.append(_widen(dtype, "$2", "f1", "f2"))
+    lines.append("bra COUNTED; TWO: and.b32 low, low, 255; and.b32 high, high, 255; mov.f32 f0, 0f00000000; mov.f32 f1, f0;")
+    lines.append("mad.lo.s32 a0, low, 512, sums_at; mad.lo.s32 a1, high, 512, sums_at; ld.shared.f32 f2, [a0]; ld.shared.f32 f3, [a1];")
+    for word in range(4):
+        lines += [_widen(dtype, f"x{word}", "y0", "y1"), _widen(dtype, f"x{4 + word}", "y2", "y3")]
+        for n in range(4):
+            lines.append(f"and.b32 at, m{word}, {0x80 << 8 * n}; setp.ne.s32 p, at, 0; @!p add.f32 f0, f0, y{n}; @p add.f32 f1, f1, y{n};")
+    lines.append("add.f32 f2, f2, f0; setp.eq.s32 p, low, high; selp.f32 f3, f2, f3, p; add.f32 f3, f3, f1;")
+    lines.append("st.shared.f32 [a0], f2; st.shared.f32 [a1], f3;")
+    lines.append("bra COUNTED; ALIKE: and.b32 low, low, 255; mad.lo.s32 a0, low, 512, sums_at; ld.shared.f32 f0, [a0];")
+    lines.append(_widen(dtype, "x0", "f1", "f2"))
     for n in range(1, 8):
-        lines += [_widen(dtype, f"${2 + n}", "x0", "x1"), "add.f32 f1, f1, x0; add.f32 f2, f2, x1;"]
-    lines.append("add.f32 f1, f1, f2; add.f32 f0, f0, f1; st.shared.f32 [a0], f0; COUNTED: mov.b32 $0, 0; mov.b32 $1, 0; }")
+        lines += [_widen(dtype, f"x{n}", "y0", "y1"), "add.f32 f1, f1, y0; add.f32 f2, f2, y1;"]
+    lines.append("add.f32 f1, f1, f2; add.f32 f0, f0, f1; st.shared.f32 [a0], f0; COUNTED: mov.b32 $0, 0; }")
     return " ".join(lines)
 
 
 @gluon.constexpr_function
-def _stepping(dtype):
-    """Assembly: two steps along diagonals in each quarter of the queries, whose numbers are $1 to $4."""
-    lines = ["{ .reg .pred p; .reg .f32 s<4>, t<4>;"]
-    for n in range(4):
-        lines.append(_widen(dtype, f"${1 + n}", f"s{n}", f"t{n}"))
-    for step, name in enumerate("st"):
-        for n in range(4):
-            lines.append(f"shfl.sync.up.b32 d{n}|p, d{n}, 1, 0, -1; selp.f32 d{n}, d{n}, 0f00000000, p; add.f32 d{n}, d{n}, {name}{n};")
-        for n in range(4):
-            lines.append(f"st.shared.f32 [leave_at + {64 * n + 4 * step}], d{n};")
-    lines.append("add.s32 leave_at, leave_at, 8; mov.b32 $0, 0; }")
+def _going_along(dtype):
+    """Assembly: sums of even and of odd queries of the diagonal, $0 and $1, and of what it is behind the last key, $2 and $3; $4: thread.
+
+    From thread 96 on the latter come first.
+    """
+    lines = ["{ .reg .pred p, q; .reg .b32 at, x; .reg .f32 y, z, s<4>;"]
+    lines += [f"mov.f32 ${n}, 0f00000000; mov.f32 s{n}, 0f00000000;" for n in range(4)]
+    alone = [_widen(dtype, "x", "y", "z"), "add.f32 $0, $0, y; add.f32 $1, $1, z;"]
+    for a in range(4):
+        for b in range(4):
+            lines += [f"xor.b32 at, first{b}, {16 * a}; ld.shared.b32 x, [at + {1024 * a}];", *alone]
+    lines.append("setp.ge.s32 q, $4, 64; @q bra TURN;")
+    for a in range(4):
+        for b in range(4):
+            lines += [f"xor.b32 at, second{b}, {16 * a}; ld.shared.b32 x, [at + {1024 * a}];", *alone]
+    lines.append("bra GONE; TURN:")
+    for a in range(4):
+        for b in range(4):
+            lines.append(f"xor.b32 at, second{b}, {16 * a}; setp.ge.s32 p, reach{b}, {128 - 8 * a}; @p sub.s32 at, at, 16384;")
+            lines.append(f"ld.shared.b32 x, [at + {1024 * a}];")
+            lines.append(_widen(dtype, "x", "y", "z"))
+            lines.append("@!p add.f32 s0, s0, y; @!p add.f32 s1, s1, z; @p add.f32 s2, s2, y; @p add.f32 s3, s3, z;")
+    lines.append("setp.ge.s32 q, $4, 96;")
+    for n in range(2):
+        lines.append(f"selp.f32 y, s{2 + n}, s{n}, q; add.f32 ${n}, ${n}, y; selp.f32 ${2 + n}, s{n}, s{2 + n}, q;")
+    lines.append("GONE: }")
     return " ".join(lines)
 
 
@@ -190,92 +226,25 @@ def _widen(dtype, source, low, high):
     return f"{{ .reg .b16 l, h; mov.b32 {{l, h}}, {source}; cvt.f32.f16 {low}, l; cvt.f32.f16 {high}, h; }}"
 
 
-@gluon.constexpr_function
-def _starting():
-    """Assembly: this thread's places; $1: its number. What a thread passes on goes nowhere, but for that of a warp's last."""
-    return f"""{{ .reg .pred p; .reg .b32 a, b; mov.b32 a, bias_tables; mad.lo.s32 sums_at, $1, 4, a; mad.lo.s32 words_at, $1, 16, a;
-        add.s32 words_at, words_at, {WORDS_AT.value}; add.s32 a, a, {LEAVING_AT.value};
-        shr.u32 b, $1, 5; mad.lo.s32 left_at, b, 384, a; and.b32 b, $1, 31; setp.eq.s32 p, b, 31; mad.lo.s32 b, b, 4, a;
-        add.s32 b, b, 1536; selp.b32 leave_at, left_at, b, p;
-        mov.f32 d0, 0f00000000; mov.f32 d1, d0; mov.f32 d2, d0; mov.f32 d3, d0; mov.b32 $0, 0; }}"""
-
-
-@gluon.constexpr_function
-def _leaving():
-    """Assembly: adds what is under way to what has left the warp. $0, $1, $2: all of it, in three parts of 32; $3: the thread's number.
-
-    Number n of it belongs to distance n - 31 from the warp's first key to the tile's first query.
-    """
-    lines = ["{ .reg .pred p; .reg .b32 a, b; .reg .f32 f; sub.s32 leave_at, leave_at, 64; and.b32 b, $3, 31; setp.ne.s32 p, b, 31;"]
-    lines.append("mad.lo.s32 a, b, 4, left_at; st.shared.f32 [a + 256], 0f00000000; sub.s32 b, 30, b; mad.lo.s32 b, b, 4, left_at;")
-    for m in range(4):
-        place = f"[b + {64 * (m + 1)}]"
-        lines.append(f"bar.warp.sync -1; @p ld.shared.f32 f, {place}; @p add.f32 f, f, d{m}; @p st.shared.f32 {place}, f;")
-        lines.append(f"mov.f32 d{m}, 0f00000000;")
-    lines.append("bar.warp.sync -1; ld.shared.f32 $0, [a]; ld.shared.f32 $1, [a + 128]; ld.shared.f32 $2, [a + 256]; bar.warp.sync -1; }")
-    return " ".join(lines)
-
-
-# A thread's gradients, two numbers of 16 bits in one of 32: its row of the tile, and a quarter of it.
-PAIRS = gl.constexpr(
+# A thread's words of buckets, and a quarter of them.
+WORDS = gl.constexpr(
     gl.DistributedLinearLayout(
-        [[0, 1], [0, 2], [0, 4], [0, 8], [0, 16]], [[1, 0], [2, 0], [4, 0], [8, 0], [16, 0]], [[32, 0], [64, 0]], [], [128, 32]
+        [[0, 1], [0, 2], [0, 4], [0, 8]], [[1, 0], [2, 0], [4, 0], [8, 0], [16, 0]], [[32, 0], [64, 0]], [], [128, 16]
     )
 )
 QUARTER = gl.constexpr(
-    gl.DistributedLinearLayout([[0, 1], [0, 2], [0, 4]], [[1, 0], [2, 0], [4, 0], [8, 0], [16, 0]], [[32, 0], [64, 0]], [], [128, 8])
+    gl.DistributedLinearLayout([[0, 1], [0, 2]], [[1, 0], [2, 0], [4, 0], [8, 0], [16, 0]], [[32, 0], [64, 0]], [], [128, 4])
 )
 LINE = gl.constexpr(gl.SliceLayout(1, QUARTER))
 
 
 @gluon.jit
-def _put_times(slot, seconds):
-    """Seconds [queries], and the first and last of sixteen each, to one of two slots."""
-    n = gl.arange(0, QUERIES, layout=seconds.type.layout)
-    put(TIMES_AT + 320 * slot + 4 * n, seconds)
-    sixteens = gl.reshape(seconds, [4, 16])
-    low, high = gl.min(sixteens, 1), gl.max(sixteens, 1)
-    m = gl.arange(0, 4, layout=low.type.layout)
-    put(TIMES_AT + 256 + 320 * slot + 8 * m, low)
-    put(TIMES_AT + 260 + 320 * slot + 8 * m, high)
-    gl.thread_barrier()
-
-
-@gluon.jit
-def _find(slot, time_j, parts):
-    """Words of buckets of the slot's queries: four for each sixteen. The loop, which is not unrolled, keeps registers and code few."""
-    at = gl.zeros([KEYS], gl.int32, LINE) + (TIMES_AT + 320 * slot)
-    found = (at, at, at, at, at, at, at, at, at, at, at, at, at, at, at, at)
-    asm: gl.constexpr = _finding()
-    for n in range(parts):
-        some = gl.inline_asm_elementwise(
-            asm, "=&r,=&r,=&r,=&r,r,r,r", [time_j, at + 64 * n, at + (256 + 8 * n)], dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
-            is_pure=False, pack=1,
-        )  # fmt: skip
-        found = found[4:] + some
-    return found
-
-
-@gluon.constexpr_function
-def _storing():
-    """Assembly: words $1 to $16 to their places."""
-    lines = [f"st.shared.v4.b32 [words_at + {2048 * n}], {{${4 * n + 1}, ${4 * n + 2}, ${4 * n + 3}, ${4 * n + 4}}};" for n in range(4)]
-    return " ".join([*lines, "mov.b32 $0, 0;"])
-
-
-@gluon.jit
-def _tell(found, words_full):
-    """Leaves words of buckets where all find them, and says so."""
-    asm: gl.constexpr = _storing()
-    gl.inline_asm_elementwise(asm, "=r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r", found, dtype=gl.int32, is_pure=False, pack=1)
-    gl.thread_barrier()
-    mbarrier.arrive(words_full, count=1)
-
-
-@gluon.jit
-def _quarters(x):
-    """Pairs [keys, queries / 2] in four."""
-    low, high = gl.split(gl.permute(gl.reshape(x, [KEYS, 2, 2, 8]), (0, 3, 1, 2)))
+def _take(words, words_full, words_empty, t):
+    """A tile's words [keys, 16] in four."""
+    mbarrier.wait(words_full, t & 1)
+    x = words.load(WORDS)
+    mbarrier.arrive(words_empty, count=1)
+    low, high = gl.split(gl.permute(gl.reshape(x, [KEYS, 2, 2, 4]), (0, 3, 1, 2)))
     a, c = gl.split(low)
     b, d = gl.split(high)
     return (
@@ -285,77 +254,92 @@ def _quarters(x):
 
 
 @gluon.jit
-def _count(x, part, dtype: gl.constexpr):
-    """Adds the numbers of pairs [keys, 8] to their threads' sums by bucket."""
-    asm: gl.constexpr = _counting(dtype)
-    at = gl.zeros([KEYS, 8], gl.int32, QUARTER) + 2048 * part
-    gl.inline_asm_elementwise(asm, "=r,=r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r", [x, at], dtype=gl.int8, is_pure=False, pack=8)
-
-
-@gluon.jit
-def _step(a, b, c, d, dtype: gl.constexpr):
-    """Takes quarters of pairs [keys, 8] along their diagonals."""
-    x = gl.reshape(gl.join(gl.join(a, c), gl.join(b, d)), [KEYS, QUERIES // 2])
-    asm: gl.constexpr = _stepping(dtype)
-    gl.inline_asm_elementwise(asm, "=r,r,r,r,r", [gl.convert_layout(x, PAIRS, assert_trivial=True)], dtype=gl.int8, is_pure=False, pack=4)
-
-
-@gluon.jit
-def add_table_gradients(ds, sums, times, ds_full, ds_empty, words_full, tiles):
+def add_table_gradients(ds, sums, words, bars, tiles):
     """Adds tiles of scores' gradients [keys, queries] from the diagonal on to those of the tables.
 
-    sums: position_grad, where distance 0 is counted, and time_grad [BUCKETS, KEYS]; times: the cells, the seconds of keys and queries, and
-    the last of both.
+    sums: position_grad, where distance 0 is counted, and time_grad [BUCKETS, KEYS].
     """
     position_grad, time_grad, scale = sums
-    cells, key_seconds, query_seconds, last = times
+    ds_full, ds_empty, words_full, words_empty = bars
     key = gl.arange(0, KEYS, layout=LINE)
-    lane = key & 31
     zero = gl.zeros([KEYS], gl.int32, LINE)
     start: gl.constexpr = _starting()
-    gl.inline_asm_elementwise(start, "=r,r", [key], dtype=gl.int32, is_pure=False, pack=1)
-    n = gl.arange(0, QUERIES, layout=gl.BlockedLayout([1], [32], [4], [0]))
-    if cells is not None:
-        # Four, which nobody who unrolls loops knows.
-        parts = 4 * gl.minimum(tiles, 1)
-        for b in range(parts * (BUCKETS // 4)):
-            put(4 * key + 512 * b, zero)
-        put(CELLS_AT + 4 * key, gl.load(cells + key))
-        put(CELLS_AT + 512 + 4 * key, gl.load(cells + KEYS + key))
-        time_j = gl.load(key_seconds + gl.minimum(key, last))
-        coming = gl.load(query_seconds + gl.minimum(QUERIES + n, last))
-        _put_times(0, gl.load(query_seconds + gl.minimum(n, last)))
-        _tell(_find(0, time_j, parts), words_full)
-    # Numbers of 16 bits are taken two at a time.
-    pairs = ds._reinterpret(gl.int32, [KEYS, QUERIES // 2], gl.NVMMASharedLayout(128, 32, 2))
-    carry = gl.zeros([KEYS], gl.float32, LINE)
-    # How far the tile's first query is from a thread's part of what leaves its warp.
-    apart = lane - 31 - key // 32 * 32
+    gl.inline_asm_elementwise(start, "=r,r,r", [key, zero + _address(ds)], dtype=gl.int32, is_pure=False, pack=1)
+    # Four, which nobody who unrolls loops knows.
+    parts = 4 * gl.minimum(tiles, 1)
+    for n in gl.static_range(4):
+        put(EVEN_AT + 512 * n + 4 * key, zero)
+    if words is not None:
+        for bucket in range(parts * (BUCKETS // 4)):
+            put(SUMS_AT + 4 * key + 512 * bucket, zero)
+        x0, x1, x2, x3 = _take(words, words_full, words_empty, 0)
+    gl.thread_barrier()
+    mbarrier.arrive(ds_empty, count=1)
+    nowhere = NOWHERE_AT + 4 * key
+    # Distances of what a thread finds first, and second, which the first 65 threads do not.
+    one = gl.where(key >= 96, KEYS - key, -key)
+    other = gl.where(key >= 96, -key, KEYS - key)
     for t in range(tiles):
-        if cells is not None:
-            _put_times((t + 1) & 1, coming)
-            coming = gl.load(query_seconds + gl.minimum((t + 2) * QUERIES + n, last))
-            following = _find((t + 1) & 1, time_j, parts)
         mbarrier.wait(ds_full, t & 1)
-        x0, x1, x2, x3 = _quarters(pairs.load(PAIRS))
-        mbarrier.arrive(ds_empty, count=1)
-        if cells is not None:
+        if words is not None:
+            count: gl.constexpr = _counting(ds.dtype)
             for part in range(parts):
-                _count(x0, part, ds.dtype)
+                at = gl.zeros([KEYS, 4], gl.int32, QUARTER) + 32 * part
+                gl.inline_asm_elementwise(count, "=r,r,r,r,r,r,r,r,r", [x0, at], dtype=gl.int8, is_pure=False, pack=4)
                 x0, x1, x2, x3 = x1, x2, x3, x0
-            # The others have these gradients from them, so they have read the words.
-            _tell(following, words_full)
-        _step(x0, x1, x2, x3, ds.dtype)
-        leaving: gl.constexpr = _leaving()
-        near, middle, far = gl.inline_asm_elementwise(
-            leaving, "=&f,=&f,=&f,r", [key], dtype=(gl.float32, gl.float32, gl.float32), is_pure=False, pack=1
+        along: gl.constexpr = _going_along(ds.dtype)
+        even_one, odd_one, even_other, odd_other = gl.inline_asm_elementwise(
+            along, "=&f,=&f,=&f,=&f,r", [key], dtype=(gl.float32, gl.float32, gl.float32, gl.float32), is_pure=False, pack=1
         )
-        distance = t * QUERIES + apart
-        gl.atomic_add(position_grad + distance, (near + carry) * scale, mask=distance >= 0, sem="relaxed")
-        gl.atomic_add(position_grad + distance + 32, middle * scale, mask=distance >= -32, sem="relaxed")
-        carry = far
-    gl.atomic_add(position_grad + tiles * QUERIES + apart, carry * scale, mask=tiles * QUERIES + apart >= 0, sem="relaxed")
-    if cells is not None:
-        for b in range(parts * (BUCKETS // 4)):
-            x = get(4 * key + 512 * b).to(gl.float32, bitcast=True)
-            gl.atomic_add(time_grad + b * KEYS + key, x * scale, mask=x != 0, sem="relaxed")
+        at_one, at_odd_one = EVEN_AT + 4 * ((one + t * QUERIES) & 255), ODD_AT + 4 * ((one + t * QUERIES + 1) & 255)
+        at_other = gl.where(key > 64, EVEN_AT + 4 * ((other + t * QUERIES) & 255), nowhere)
+        at_odd_other = gl.where(key > 64, ODD_AT + 4 * ((other + t * QUERIES + 1) & 255), nowhere)
+        a, b, c, d = get(at_one), get(at_odd_one), get(at_other), get(at_odd_other)
+        put(at_one, a + even_one)
+        put(at_odd_one, b + odd_one)
+        put(at_other, c + even_other)
+        put(at_odd_other, d + odd_other)
+        gl.thread_barrier()
+        mbarrier.arrive(ds_empty, count=1)
+        if words is not None:  # noqa: SIM102
+            if t + 1 < tiles:
+                x0, x1, x2, x3 = _take(words, words_full, words_empty, t + 1)
+        # 64 distances will not be seen again.
+        _leave(position_grad, t * QUERIES - QUERIES - key, scale, key < QUERIES, nowhere)
+    _leave(position_grad, tiles * QUERIES - key, scale, key >= 0, nowhere)
+    if words is not None:
+        for some in range(parts * (BUCKETS // 4) // 8):
+            for n in gl.static_range(8):
+                x = get(SUMS_AT + 4 * key + 512 * (8 * some + n))
+                gl.atomic_add(time_grad + (8 * some + n) * KEYS + key, x * scale, mask=x != 0, sem="relaxed")
+
+
+@gluon.jit
+def _leave(position_grad, distance, scale, mine, nowhere):
+    """Adds sums by distance to the table's gradient and forgets them."""
+    even, odd = EVEN_AT + 4 * (distance & 255), ODD_AT + 4 * (distance & 255)
+    x = get(even) + get(odd)
+    mine = mine & (distance >= 0)
+    gl.atomic_add(position_grad + distance, x * scale, mask=mine, sem="relaxed")
+    zero = gl.zeros([KEYS], gl.int32, LINE)
+    put(gl.where(mine, even, nowhere), zero)
+    put(gl.where(mine, odd, nowhere), zero)
+
+
+@gluon.jit(do_not_specialize=["room", "width", "buckets"])
+def collect_kernel(position_sums, time_sums, position_grad, time_grad, room, width, buckets):
+    """Position_grad [H, width] and time_grad [H, buckets] of sums by distance [H, room] and by bucket and key [H, BUCKETS, KEYS].
+
+    A program has 512 distances and 8 buckets of a head.
+    """
+    head, part = gl.program_id(0).to(gl.int64), gl.program_id(1)
+    n = part * 512 + gl.arange(0, 512, layout=gl.BlockedLayout([1], [32], [4], [0]))
+    x = gl.load(position_sums + head * room + n, mask=n < width)
+    gl.store(position_grad + head * width + n, x.to(position_grad.dtype.element_ty), mask=n < width)
+    if time_sums is not None:
+        rows: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [4, 1], [1, 0])
+        bucket = part * 8 + gl.arange(0, 8, layout=gl.SliceLayout(1, rows))
+        key = gl.arange(0, KEYS, layout=gl.SliceLayout(0, rows))
+        at = (head * BUCKETS + gl.expand_dims(bucket, 1)) * KEYS + gl.expand_dims(key, 0)
+        x = gl.sum(gl.load(time_sums + at, mask=gl.expand_dims(bucket < BUCKETS, 1), other=0.0), 1)
+        gl.store(time_grad + head * buckets + bucket, x.to(time_grad.dtype.element_ty), mask=bucket < buckets)

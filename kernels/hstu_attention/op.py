@@ -27,6 +27,7 @@ def hstu_attention(
     time_bias: Tensor | None = None,
     key_times: Tensor | None = None,
     query_times: Tensor | None = None,
+    pair_buckets: tuple[Tensor | None, Tensor | None] = (None, None),
     deterministic: bool = False,
 ) -> Tensor:
     """Causal attention whose weights are silu(score) / N in place of a softmax (Zhai et al. 2024, arXiv 2402.17152, equation 2).
@@ -49,7 +50,8 @@ def hstu_attention(
     Biases. position_bias: [H, M], M at least max_seq_len; distance is i - j, 0 where j comes later, and all targets stand at the place
     right behind the history. time_bias: [H, K] with key_times and query_times: [T] int64 seconds; bucket is
     floor(ln(max(|t|, 1)) / 0.301), at most K - 1, as in the published implementation. Times lie within 34 years of those they are
-    compared with; what is further apart counts as 34 years.
+    compared with; what is further apart counts as 34 years. pair_buckets: what `pair_buckets` made of the same offsets, max_seq_len, times
+    and K; calls that are not given it make it for themselves where they need it.
 
     Returns [T, H, E]. Differentiable in q, k, v and both biases. deterministic: gradients repeat bit for bit, as they also do under
     `torch.use_deterministic_algorithms`; otherwise, and faster, some are summed in the order in which the GPU gets to them. Sums are
@@ -65,8 +67,24 @@ def hstu_attention(
         return attend(*inputs)
     from kernels.hstu_attention.operators import attention
 
-    out: Tensor = attention(*inputs, torch.backends.cuda.matmul.allow_tf32, deterministic or torch.are_deterministic_algorithms_enabled())
+    fixed = deterministic or torch.are_deterministic_algorithms_enabled()
+    out: Tensor = attention(*inputs, *pair_buckets, torch.backends.cuda.matmul.allow_tf32, fixed)
     return out
+
+
+def pair_buckets(
+    q: Tensor, offsets: Tensor, *, max_seq_len: int, key_times: Tensor, query_times: Tensor, buckets: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """The time bucket of every pair of tokens, for the `pair_buckets` of several calls of `hstu_attention` with the same times.
+
+    They depend on neither head nor layer. Only kernels for long sequences read them (a byte a pair in the forward, and in the backward);
+    (None, None) where those would not take a call with q: [T, H, D]. buckets: the K of the calls' time biases; all else is as there.
+    """
+    if not compiled(q) or q.dtype not in _COMPILED:
+        return None, None
+    from kernels.hstu_attention import operators
+
+    return operators.pair_buckets(q, offsets, max_seq_len, key_times, query_times, buckets)
 
 
 def _check(

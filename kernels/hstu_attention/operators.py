@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kernels.hstu_attention import launch
@@ -12,44 +13,65 @@ from kernels.library import differentiable, operator
 _INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor offsets, SymInt max_seq_len, float alpha, float normalizer, Tensor? num_targets, "
     "SymInt max_attn_len, SymInt contextual_len, Tensor? position_bias, Tensor? time_bias, Tensor? key_times, Tensor? query_times, "
-    "bool tf32, bool deterministic"
+    "Tensor? by_query, Tensor? by_key, bool tf32, bool deterministic"
 )
 # Where the tables stand among them, and how many they are.
-_POSITION, _TIME, _COUNT = 10, 11, 16
+_POSITION, _TIME, _COUNT = 10, 11, 18
 
 
 # From how many tokens a sequence on the kernels for Hopper are the faster ones, by a head's width.
 _LONG = {64: 2048, 128: 1024}
 
 
-def _for_hopper(q: Tensor, k: Tensor, v: Tensor, max_seq_len: int, rest: tuple[Any, ...]) -> Any:
+# The most bytes that a batch's buckets by pairs may take. Beyond, the general kernels find them as they go.
+_ROOM = 4 << 30
+
+
+def _for_hopper(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, rest: tuple[Any, ...]) -> Any:
     """The module that has kernels for long sequences without targets, windows and context, where it takes a call."""
-    num_targets, window, context = rest[2:5]
+    num_targets, window, context, position_bias, time_bias = rest[2:7]
     plain = num_targets is None and not window and not context
     if not (plain and q.is_cuda and max_seq_len >= _LONG.get(q.shape[2], max_seq_len + 1)):
         return None
     from kernels.hstu_attention import hopper
 
+    # A time bias alone is not worth a kernel of its own.
+    if time_bias is not None and (
+        position_bias is None
+        or time_bias.shape[1] > hopper.MOST_BUCKETS
+        or hopper.bytes_of_buckets(offsets.shape[0] - 1, max_seq_len) > _ROOM
+    ):
+        return None
     return hopper if hopper.eligible(q, k, v, max_seq_len) else None
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, *rest: Any) -> Tensor:
-    position_bias, time_bias, key_times, query_times = rest[5:9]
-    # A time bias alone is not worth a kernel of its own.
-    if (position_bias is not None or time_bias is None) and (hopper := _for_hopper(q, k, v, max_seq_len, rest)):
-        out: Tensor = hopper.forward(q, k, v, offsets, max_seq_len, rest[0], rest[1], position_bias, time_bias, key_times, query_times)
+    if hopper := _for_hopper(q, k, v, offsets, max_seq_len, rest):
+        out: Tensor = hopper.forward(q, k, v, offsets, max_seq_len, *rest[:2], *rest[5:10])
         return out
-    return launch.forward(q, k, v, offsets, max_seq_len, *rest)
+    return launch.forward(q, k, v, offsets, max_seq_len, *rest[:9], *rest[11:])
 
 
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, *rest: Any) -> tuple[Tensor, ...]:
-    position_bias, time_bias, key_times, query_times = rest[5:9]
-    if (position_bias is not None or time_bias is None) and not rest[-1] and (hopper := _for_hopper(q, k, v, max_seq_len, rest)):
-        found: tuple[Tensor, ...] = hopper.backward(
-            grad, q, k, v, offsets, max_seq_len, rest[0], rest[1], position_bias, time_bias, key_times, query_times
+    if not rest[-1] and (hopper := _for_hopper(q, k, v, offsets, max_seq_len, rest)):
+        found: tuple[Tensor, ...] = hopper.backward(grad, q, k, v, offsets, max_seq_len, *rest[:2], *rest[5:9], rest[10])
+        return found
+    return launch.backward(grad, q, k, v, offsets, max_seq_len, *rest[:9], *rest[11:])
+
+
+def pair_buckets(
+    q: Tensor, offsets: Tensor, max_seq_len: int, key_times: Tensor, query_times: Tensor, count: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Buckets of all pairs by query and, where gradients are wanted, by key, if the kernels of a call with q would read them."""
+    # A table as those of the calls: all that counts are its buckets.
+    table = q.new_empty(0, count)
+    rest = (1.0, 1.0, None, 0, 0, table, table)
+    if hopper := _for_hopper(q, q, q, offsets, max_seq_len, rest):
+        found: tuple[Tensor | None, Tensor | None] = hopper.pair_buckets(
+            key_times, query_times, offsets, max_seq_len, count, by_key=torch.is_grad_enabled()
         )
         return found
-    return launch.backward(grad, q, k, v, offsets, max_seq_len, *rest)
+    return None, None
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.backend import use
-from kernels.hstu_attention import hstu_attention
+from kernels.hstu_attention import hstu_attention, pair_buckets
 from tests.kernels.attention_cases import case
 
 pytest.importorskip("triton")
@@ -113,7 +113,7 @@ def test_the_operator_keeps_its_promises() -> None:
     c = placed(case([2, 0, 3], 1, times=True, targets=[1, 0, 1], padding=2))
     inputs = [c[name].requires_grad_() for name in "qkv"]
     tables = [c[name].requires_grad_() for name in ("position_bias", "time_bias")]
-    rest = (c["num_targets"], 0, 0, *tables, c["key_times"], c["query_times"], False, False)
+    rest = (c["num_targets"], 0, 0, *tables, c["key_times"], c["query_times"], None, None, False, False)
     torch.library.opcheck(attention.registered, (*inputs, c["offsets"], c["max_seq_len"], 1.0, 5.0, *rest))
 
 
@@ -187,3 +187,9 @@ def test_gpu_graph_replay_and_compile() -> None:
         assert torch.equal(one, other)
     compiled = torch.compile(lambda *x: hstu_attention(**given_ | dict(zip(LEARNED, x, strict=True))), fullgraph=True)
     assert torch.equal(compiled(*inputs), expected[0])
+
+
+def test_only_the_kernels_for_long_sequences_want_buckets_of_pairs() -> None:
+    c = placed(case([2, 0, 3], 1, times=True))
+    times = {"key_times": c["key_times"], "query_times": c["query_times"]}
+    assert pair_buckets(c["q"], c["offsets"], max_seq_len=c["max_seq_len"], buckets=64, **times) == (None, None)

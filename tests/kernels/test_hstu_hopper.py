@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.hstu_attention.reference import attend, bucket
+from kernels.hstu_attention import hstu_attention, pair_buckets
+from kernels.hstu_attention.reference import attend
 
+operators: Any = pytest.importorskip("kernels.hstu_attention.operators", reason="needs Triton")
 hopper: Any = pytest.importorskip("kernels.hstu_attention.hopper", reason="needs Triton")
 
 RAGGED = [700, 0, 1, 1337, 128, 513, 64, 129, 255, 256, 127, 65, 63]
@@ -124,7 +126,7 @@ def test_biases_err_as_little_as_pytorchs(gaps: int | None, width: int, dtype: t
     query_times = key_times + torch.randint(0, 1000, key_times.shape, device="cuda", generator=generator)
     # One row in two, as of a table that is a view.
     positions = torch.randn(4, longest + 3, device="cuda", generator=generator)[::2]
-    times = torch.randn(2, 64 if gaps else 90, device="cuda", generator=generator)
+    times = torch.randn(2, 64 if gaps else 20, device="cuda", generator=generator)
     for time_bias in (None, times):
 
         def reference(dtype: torch.dtype) -> list[Tensor]:
@@ -138,21 +140,17 @@ def test_biases_err_as_little_as_pytorchs(gaps: int | None, width: int, dtype: t
 
         given = (q, k, v, offsets, longest, width**-0.5, float(longest), positions, time_bias, key_times, query_times)
         got = [hopper.forward(*given), *hopper.backward(grad, *given)]
+        if time_bias is not None:
+            by_query, by_key = hopper.pair_buckets(key_times, query_times, offsets, longest, time_bias.shape[1])
+            assert torch.equal(got[0], hopper.forward(*given, by_query))
+            ready = hopper.backward(grad, *given, by_key)
+            assert all(torch.equal(got[n], ready[n - 1]) for n in (2, 3))
+            assert all((got[n] - ready[n - 1]).norm() <= 1e-4 * got[n].norm() for n in (4, 5))
         for n, (mine, exact, near) in enumerate(zip(got, reference(torch.float64), reference(dtype), strict=False)):
             if n < 4:
                 assert (mine[total:] == 0).all()
                 mine = mine[:total]
             assert (mine - exact).norm() <= (5 if n else 2) * (near - exact).norm()
-
-
-@pytest.mark.parametrize("count", [1, 2, 20, 64, 90])
-def test_cells_give_the_bucket_of_every_time(count: int) -> None:
-    cells, firsts = hopper._cells(count, torch.device("cpu"))
-    near = torch.arange(-300, 300)
-    passed = torch.cat([torch.arange(10**5), *(x.long()[:, None].add(near).flatten() for x in (firsts, 2 ** torch.arange(31)))])
-    passed = passed.clamp(0, 2**31 - 2)
-    cell = (passed.clamp(min=1).int().float().view(torch.int32) >> 21) - 508
-    assert torch.equal(cells[128 + cell] + (passed >= cells[cell]).int(), bucket(passed, count).int())
 
 
 @pytest.mark.gpu
@@ -172,6 +170,27 @@ def test_takes_no_tensors_of_a_processor() -> None:
     assert not hopper.eligible(q, q, q, 600)
 
 
+@pytest.mark.gpu
+def test_buckets_of_pairs_are_found_where_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v, offsets, _ = batch([1500, 3])
+    times = torch.arange(1503, device="cuda") * 1000
+    given: dict[str, Any] = {"max_seq_len": 1500, "key_times": times, "query_times": times + 5}
+    found = pair_buckets(q, offsets, buckets=64, **given)
+    assert [x is not None and x.numel() * 4 for x in found] == [hopper.bytes_of_buckets(2, 1500)] * 2
+    with torch.no_grad():
+        assert pair_buckets(q, offsets, buckets=64, **given)[1] is None
+    assert pair_buckets(q.float(), offsets, buckets=64, **given) == (None, None)
+    biases = {"position_bias": torch.randn(2, 1500, device="cuda"), "time_bias": torch.randn(2, 64, device="cuda")}
+    out = hstu_attention(q, k, v, offsets, alpha=0.1, pair_buckets=found, **biases, **given)
+    assert torch.equal(out, hstu_attention(q, k, v, offsets, alpha=0.1, **biases, **given))
+    with pytest.raises(ValueError, match="pair_buckets"):
+        hstu_attention(q, k, v, offsets[:2], alpha=0.1, pair_buckets=found, **biases, **given)
+    monkeypatch.setattr(operators, "_ROOM", hopper.bytes_of_buckets(2, 1500) - 1)
+    assert pair_buckets(q, offsets, buckets=64, **given) == (None, None)
+    without = hstu_attention(q, k, v, offsets, alpha=0.1, **biases, **given)
+    assert (without - out).norm() <= 0.01 * out.norm()
+
+
 @pytest.mark.slow
 def test_compiles_for_hopper() -> None:
     script = """
@@ -182,15 +201,16 @@ class Driver:
     get_current_stream = staticmethod(lambda device: 0)
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
 triton.runtime.driver.set_active(Driver())
-from kernels.hstu_attention import hopper
+from kernels.hstu_attention import hopper, hopper_buckets
 class Compile:
     def __init__(self, kernel): self.kernel = kernel
     def __getitem__(self, grid): return lambda *a, **o: self.compile(self.kernel.warmup(*a, grid=grid, **o))
     def compile(self, kernel):
         own = sum(int(size) for size in re.findall(r"bias_tables\\[(\\d+)\\]", kernel.asm["ptx"]))
         print(kernel.metadata.shared + own)
-for name in ("forward_kernel", "backward_kernel", "prepare_kernel"):
+for name in ("forward_kernel", "backward_kernel", "prepare_kernel", "collect_kernel"):
     setattr(hopper, name, Compile(getattr(hopper, name)))
+hopper_buckets.launch = lambda kernel, grid, *a, **o: Compile(kernel)[(grid,)](*a, **o)
 hopper._processors = lambda device: 132
 offsets = torch.tensor([0, 90])
 for width in (64, 128):

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from kernels.backend import use
+from kernels.hstu_attention import pair_buckets
 from kernels.hstu_output import hstu_output
 from recsys_core import create
 from recsys_core.data import leave_one_out
 from recsys_core.models.hstu import network
+from recsys_core.models.hstu.config import HSTUConfig
 from recsys_core.sequence.batch import SequenceBatch
 from recsys_core.sequence.recommender import SequenceLearner, SequenceRecommender
 from tests.conftest import film_log
@@ -127,3 +129,37 @@ def test_dropout_leaves_the_expectation_and_draws_anew() -> None:
         torch.manual_seed(3)
         assert torch.equal(made.network(batch), first)
     assert not torch.equal(*states)
+
+
+@pytest.mark.gpu
+def test_layers_of_long_sequences_look_for_the_buckets_of_pairs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    config = HSTUConfig(dim=256, heads=2, blocks=2, max_length=1100, time="past", dropout=0.0)
+    blocks = torch.nn.ModuleList(network.HSTUBlock(config, 1100) for _ in range(2)).cuda()
+    for name, parameter in blocks.named_parameters():
+        if "bias" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    x, times = torch.randn(1400, 256, device="cuda"), torch.randint(10**5, (1400,), device="cuda").cumsum(0)
+    offsets, found = torch.tensor([0, 1100, 1400], device="cuda"), []
+
+    def counting(*given: Any, **settings: Any) -> Any:
+        found.append(pair_buckets(*given, **settings))
+        return found[-1]
+
+    monkeypatch.setattr(network, "pair_buckets", counting)
+
+    def step() -> list[torch.Tensor]:
+        layout, state = network.Layout(offsets, 1100, times, times), x
+        for block in blocks:
+            state = block(state, layout)
+        return [state.detach().float(), *torch.autograd.grad(state.square().mean(), list(blocks.parameters()))]
+
+    with torch.autocast("cuda", torch.bfloat16):
+        ours = step()
+        assert [by_query is not None for by_query, _ in found] == [True]
+        with use("reference"):
+            rounded = step()
+    with use("reference"):
+        exact = step()
+    for mine, low, want in zip(ours, rounded, exact, strict=True):
+        assert (mine - want).norm() <= 5 * (low - want).norm()

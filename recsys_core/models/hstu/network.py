@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from kernels.backend import compiled
-from kernels.hstu_attention import hstu_attention
+from kernels.hstu_attention import hstu_attention, pair_buckets
 from kernels.hstu_attention.reference import slots
 from kernels.hstu_output import hstu_output
 from kernels.uvqk import uvqk
@@ -28,6 +28,17 @@ class Layout:
     longest: int
     times: Tensor | None = None
     asked: Tensor | None = None
+    _found: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list, init=False)
+
+    def pair_buckets(self, q: Tensor, count: int) -> tuple[Tensor | None, Tensor | None]:
+        """For `hstu_attention`, found for the first layer; count: of time buckets."""
+        if self.times is None or self.asked is None:
+            return None, None
+        if not self._found:
+            self._found.append(
+                pair_buckets(q, self.offsets, max_seq_len=self.longest, key_times=self.times, query_times=self.asked, buckets=count)
+            )
+        return self._found[0]
 
 
 class HSTUBlock(nn.Module):
@@ -69,6 +80,7 @@ class HSTUBlock(nn.Module):
         return hstu_attention(
             q, k, v, layout.offsets, max_seq_len=layout.longest, normalizer=self.length, position_bias=self.position_bias,
             time_bias=self.time_bias, key_times=layout.times, query_times=layout.asked,
+            pair_buckets=(None, None) if self.time_bias is None else layout.pair_buckets(q, self.time_bias.shape[1]),
         )  # fmt: skip
 
 
