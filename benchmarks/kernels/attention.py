@@ -92,8 +92,15 @@ def found_buckets(lengths: list[int], dim: int) -> Callable[[], tuple[Callable[[
     """Prepares the search for the buckets of all pairs, for forward and backward passes."""
 
     def prepare() -> tuple[Callable[[], Any], list[Tensor]]:
-        times, offsets, q = seconds(sum(lengths), "days"), bounds(lengths), normal(sum(lengths), HEADS, dim)
-        return lambda: pair_buckets(q, offsets, max_seq_len=max(lengths), key_times=times, query_times=times + 30, buckets=64), []
+        asked, offsets, q = seconds(sum(lengths), "days"), bounds(lengths), normal(sum(lengths), HEADS, dim)
+        later = asked + 30
+
+        def run() -> Any:
+            # Without gradients, a backward pass would not be prepared for.
+            with torch.enable_grad():
+                return pair_buckets(q, offsets, max_seq_len=max(lengths), key_times=asked, query_times=later, buckets=64)
+
+        return run, []
 
     return prepare
 
