@@ -61,12 +61,7 @@ def forward(
         counter = torch.empty(1, dtype=torch.int32, device=v.device)
         positions, by_pair, room = _prepare(position_bias, time_bias, counter, True)
     if time_bias is not None:
-        words = by_query
-        if words is None:
-            assert key_times is not None
-            assert query_times is not None
-            words, _ = pair_buckets(key_times, query_times, offsets, max_seq_len, time_bias.shape[1], by_key=False)
-        _check_buckets(words, sequences, max_seq_len)
+        words = _words(by_query, key_times, query_times, offsets, max_seq_len, time_bias.shape[1], False)
     blocks = -(-max_seq_len // _BLOCK)
     programs = max(min(_processors(q.device), blocks * heads * sequences), 1)
     stages, *turns = _FORWARD[width]
@@ -103,11 +98,9 @@ def backward(
         table, by_bucket, _ = _prepare(position_bias, time_bias, counter)
         words = None
         if time_bias is not None:
-            if by_key is None:
-                assert key_times is not None
-                assert query_times is not None
-                _, by_key = pair_buckets(key_times, query_times, offsets, max_seq_len, time_bias.shape[1], by_query=False)
-            words = _words(by_key, sequences, max_seq_len)
+            found = _words(by_key, key_times, query_times, offsets, max_seq_len, time_bias.shape[1], True)
+            # The copy engine takes the 128 rows of a tile at a time.
+            words = _Matrix(found, [found.numel() // 16, 16], [16, 1], [_BLOCK, 16], _layout(_BLOCK, 16, torch.int32))
         biases = (table, by_bucket, words, positions, times if timed else None, room)
     backward_kernel[(blocks * heads * (sequences + 1),)](
         _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), _matrix(grad, 64), _matrix(total, 64), total,
@@ -124,6 +117,24 @@ def backward(
             positions, times if timed else None, position_grad, time_grad if timed else None, room, position_bias.shape[1], buckets
         )
     return dq, dk, dv, position_grad, time_grad
+
+
+def _words(
+    given: Tensor | None, key_times: Tensor | None, query_times: Tensor | None, offsets: Tensor, longest: int, count: int, by_key: bool
+) -> Tensor:
+    """What `pair_buckets` makes for the backward (by_key) or the forward: as given, or found here."""
+    if given is None:
+        assert key_times is not None
+        assert query_times is not None
+        given = pair_buckets(key_times, query_times, offsets, longest, count, not by_key, by_key)[by_key]
+        assert given is not None
+    sequences = offsets.shape[0] - 1
+    if (size := 4 * given.numel()) != (wanted := bytes_of_buckets(sequences, longest)):
+        raise ValueError(
+            f"pair_buckets of {size} bytes are not of this call's offsets [{sequences + 1}] and max_seq_len {longest}, which "
+            f"need {wanted}; make them with the same"
+        )
+    return given
 
 
 def _room(position_bias: Tensor) -> int:
@@ -169,23 +180,6 @@ def _matrix(x: Tensor, rows: int) -> _Matrix:
     tokens, heads, width = x.shape
     row, head, _ = x.stride()
     return _Matrix(x, [tokens, (heads - 1) * head + width], [row, 1], [rows, width], _layout(rows, width, x.dtype))
-
-
-def _words(by_key: Tensor | None, sequences: int, longest: int) -> _Matrix:
-    """Words of `pair_buckets` as a matrix, of which the copy engine takes the 128 rows of a tile at a time."""
-    _check_buckets(by_key, sequences, longest)
-    assert by_key is not None
-    return _Matrix(by_key, [by_key.numel() // 16, 16], [16, 1], [_BLOCK, 16], _layout(_BLOCK, 16, torch.int32))
-
-
-def _check_buckets(words: Tensor | None, sequences: int, longest: int) -> None:
-    assert words is not None
-    size = bytes_of_buckets(sequences, longest)
-    if 4 * words.numel() != size:
-        raise ValueError(
-            f"pair_buckets of {4 * words.numel()} bytes are not of this call's offsets [{sequences + 1}] and max_seq_len {longest}, which "
-            f"need {size}; make them with the same"
-        )
 
 
 def _copyable(x: Tensor) -> bool:

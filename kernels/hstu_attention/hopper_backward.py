@@ -14,8 +14,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-from kernels.hstu_attention.hopper_bias import BUCKETS, MARGIN, add_position_bias, scalar, write
-from kernels.hstu_attention.hopper_tables import add_table_gradients, add_time_bias, put_biases, reserve
+from kernels.hstu_attention.hopper_bias import BUCKETS, MARGIN, position_bias, reserve, scalar, write
+from kernels.hstu_attention.hopper_tables import REGISTERS, RESERVED, add_table_gradients, add_time_bias, put_biases
 from kernels.hstu_attention.hopper_tile import blank, keep, narrow, tanh, whole_lines
 
 QUERIES = gl.constexpr(64)
@@ -112,7 +112,7 @@ def _attend(places, rest, biases, WIDTH: gl.constexpr, STAGES: gl.constexpr):
             y = s * half_alpha
         else:
             # A number of shared memory keeps the loads that follow from being made early, for which there are no registers.
-            y = add_position_bias(s, half_alpha, positions, t * QUERIES + scalar(nothing), scores, True)
+            y = gl.fma(s, half_alpha, position_bias(positions, t * QUERIES + scalar(nothing), KEYS, QUERIES, scores, True))
         if by_bucket is not None:
             mbarrier.wait(words_full, t & 1)
             y = add_time_bias(y, words, scores)
@@ -173,7 +173,7 @@ def backward_kernel(q_desc, k_desc, v_desc, g_desc, dq_desc, total, ends, dq_out
                     WIDTH: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     pid = gl.program_id(0)
     if positions is not None:
-        reserve()
+        reserve(RESERVED, REGISTERS)
     n = pid % blocks
     head = (pid // blocks) % heads
     sequence = pid // blocks // heads

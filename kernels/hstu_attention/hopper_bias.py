@@ -54,12 +54,6 @@ def position_bias(positions, distance, ROWS: gl.constexpr, COLUMNS: gl.constexpr
 
 
 @gluon.jit
-def add_position_bias(s, half_alpha, positions, distance, layout: gl.constexpr, TURNED: gl.constexpr = False):
-    """Half of scores [queries, keys], or TURNED, and of the position bias; distance: from the first key to the first query."""
-    return gl.fma(s, half_alpha, position_bias(positions, distance, s.shape[0], s.shape[1], layout, TURNED))
-
-
-@gluon.jit
 def load_words(words):
     """Words of the buckets of 64 queries and 128 keys."""
     row = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, _WORDS)), 1)
@@ -103,13 +97,23 @@ def spread(pairs, KEYS: gl.constexpr, layout: gl.constexpr):
     return gl.convert_layout(gl.reshape(gl.join(first, second), [64, KEYS]), layout, assert_trivial=True)
 
 
+_NONE = gl.constexpr("")
+
+
 @gluon.jit
-def reserve_tables():
-    """Declares shared memory of our own, for the tables of two heads: in Gluon's, a thread cannot read where it pleases."""
+def reserve(BYTES: gl.constexpr, REGISTERS: gl.constexpr = _NONE):
+    """Declares shared memory of our own: in Gluon's, a thread cannot read where it pleases. And registers that outlive a statement.
+
+    BYTES: a multiple of 1 KiB, which the copy engine's tiles behind it ask for.
+    """
     one = gl.zeros([1], gl.int32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
-    # A multiple of 1 KiB, which the copy engine's tiles behind it ask for.
-    asm: gl.constexpr = ".shared .align 1024 .b8 bias_tables[32768]; mov.b32 $0, $1;"
+    asm: gl.constexpr = _reserving(BYTES, REGISTERS)
     gl.inline_asm_elementwise(asm, "=r,r", [one], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.constexpr_function
+def _reserving(size, registers):
+    return f".shared .align 1024 .b8 bias_tables[{size}]; {registers} mov.b32 $0, $1;"
 
 
 @gluon.jit

@@ -80,6 +80,16 @@ def _bucket(apart, table):
     return both.to(tl.int32) + (passed >= (both >> 32).to(tl.int32)).to(tl.int32)
 
 
+@triton.jit
+def _packed(mine, times, token, first, end, start, table):
+    """Words [rows, words] of the buckets of seconds [rows] with tokens 0, 1, 8 and 9 behind `token` [words]."""
+    words = tl.zeros([mine.shape[0], token.shape[0]], tl.int32)
+    for byte in tl.static_range(4):
+        theirs = _since(times, token + (byte // 2 * 8 + byte % 2), first, end, start)
+        words = words | (_bucket(mine[:, None] - theirs[None, :], table) << (8 * byte))
+    return words
+
+
 @triton.jit(do_not_specialize=["tiles", "blocks"])
 def _pair_buckets_kernel(key_times, query_times, offsets, table, by_query, by_key, tiles, blocks):
     """A program for each tile of 128 by 128."""
@@ -114,17 +124,9 @@ def _pair_buckets_kernel(key_times, query_times, offsets, table, by_query, by_ke
                     tl.store(by_key_at + half * 2048, tl.full([128, 16], 0x01010101, tl.int32) * bucket)
         else:
             if by_query is not None:
-                other = n * 128 + word % 8 * 16 + word // 8 * 2
-                words = tl.zeros([128, 32], tl.int32)
-                for byte in tl.static_range(4):
-                    key = _since(key_times, other + (byte // 2 * 8 + byte % 2), first, end, start)
-                    words = words | (_bucket(queries[:, None] - key[None, :], table) << (8 * byte))
-                tl.store(by_query_at, words)
+                others = n * 128 + word % 8 * 16 + word // 8 * 2
+                tl.store(by_query_at, _packed(queries, key_times, others, first, end, start, table))
             if by_key is not None:
                 for half in tl.static_range(2):
-                    other = m * 128 + half * 64 + quad // 4 * 16 + quad % 4 * 2
-                    words = tl.zeros([128, 16], tl.int32)
-                    for byte in tl.static_range(4):
-                        query = _since(query_times, other + (byte // 2 * 8 + byte % 2), first, end, start)
-                        words = words | (_bucket(query[None, :] - keys[:, None], table) << (8 * byte))
-                    tl.store(by_key_at + half * 2048, words)
+                    others = m * 128 + half * 64 + quad // 4 * 16 + quad % 4 * 2
+                    tl.store(by_key_at + half * 2048, _packed(keys, query_times, others, first, end, start, table))

@@ -19,7 +19,7 @@ from kernels.hstu_attention.hopper_bias import (
     end_table,
     load_words,
     position_bias,
-    reserve_tables,
+    reserve,
     scalar,
     spread,
     start_table,
@@ -284,7 +284,8 @@ def forward_kernel(q_desc, k_desc, v_desc, out, offsets, counter, positions, by_
     # In one statement: a name that is None alone has no type.
     note_sequence, all_words = None, words
     if by_pair is not None:
-        reserve_tables()
+        # The tables of two heads.
+        reserve(2 * TABLE)
         note_sequence = gl.allocate_shared_memory(gl.int32, [2, 1], flat)
     notes = (note_m, note_row, note_length, note_head, note_sequence)
     biases = (positions, room, all_words, blocks)

@@ -23,22 +23,9 @@ EVEN_AT = gl.constexpr(64 * 512)
 ODD_AT = gl.constexpr(64 * 512 + 1024)
 BIAS_AT = gl.constexpr(64 * 512 + 2048)
 NOWHERE_AT = gl.constexpr(64 * 512 + 2048 + 256)
-# A multiple of 1 KiB, which the copy engine's tiles behind it ask for.
 RESERVED = gl.constexpr(35 << 10)
-
-
-@gluon.jit
-def reserve():
-    """Declares shared memory, and registers that outlive a statement."""
-    one = gl.zeros([1], gl.int32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
-    asm: gl.constexpr = _reserving()
-    gl.inline_asm_elementwise(asm, "=r,r", [one], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.constexpr_function
-def _reserving():
-    return f""".shared .align 1024 .b8 bias_tables[{RESERVED.value}];
-        .reg .b32 sums_at, row_at, first<4>, second<4>, reach<4>; mov.b32 $0, $1;"""
+# What `_starting` finds.
+REGISTERS = gl.constexpr(".reg .b32 sums_at, row_at, first<4>, second<4>, reach<4>;")
 
 
 @gluon.jit
@@ -130,8 +117,8 @@ def _starting():
     others, `reach` their rows.
     """
     lines = [
-        """{ .reg .pred p, q; .reg .b32 a, b, c, r; mov.b32 a, bias_tables; mad.lo.s32 sums_at, $1, 4, a; mad.lo.s32 row_at, $1, 128, $2;
-        and.b32 b, $1, 7; mad.lo.s32 row_at, b, 16, row_at; setp.ge.s32 p, $1, 96; setp.ge.s32 q, $1, 64;"""
+        """{ .reg .pred p; .reg .b32 a, b, c, r; mov.b32 a, bias_tables; mad.lo.s32 sums_at, $1, 4, a; mad.lo.s32 row_at, $1, 128, $2;
+        and.b32 b, $1, 7; mad.lo.s32 row_at, b, 16, row_at; setp.ge.s32 p, $1, 96;"""
     ]
     for b in range(4):
         lines.append(
@@ -150,6 +137,8 @@ def _counting(dtype):
 
     Four sums are read at once; where a bucket is that of a number before, what that made of it counts.
     """
+    # Bytes of word q belong to queries 2q, 2q + 1, 2q + 8 and 2q + 9, whose numbers are y0 to y3.
+    numbers = [f"{_widen(dtype, f'x{q}', 'y0', 'y1')} {_widen(dtype, f'x{4 + q}', 'y2', 'y3')}" for q in range(4)]
     lines = [
         """{ .reg .pred p; .reg .b32 at, low, high, other, third, x<8>, m<4>, b<4>, a<4>; .reg .f32 y<4>, f<4>;
         xor.b32 at, row_at, $5; ld.shared.v4.b32 {x0, x1, x2, x3}, [at]; xor.b32 at, at, 16; ld.shared.v4.b32 {x4, x5, x6, x7}, [at];
@@ -162,8 +151,7 @@ def _counting(dtype):
     lines.append("and.b32 other, other, 0x80808080; setp.eq.s32 p, other, 0; vote.sync.all.pred p, p, -1; @p bra ALIKE;")
     lines.append("and.b32 third, third, 0x80808080; setp.eq.s32 p, third, 0; vote.sync.all.pred p, p, -1; @p bra TWO;")
     for word in range(4):
-        # Bytes of word q belong to queries 2q, 2q + 1, 2q + 8 and 2q + 9.
-        lines += [_widen(dtype, f"x{word}", "y0", "y1"), _widen(dtype, f"x{4 + word}", "y2", "y3")]
+        lines.append(numbers[word])
         for n in range(4):
             lines.append(f"prmt.b32 b{n}, ${1 + word}, 0, {0x4440 + n}; mad.lo.s32 a{n}, b{n}, 512, sums_at; ld.shared.f32 f{n}, [a{n}];")
         for n in range(4):
@@ -175,7 +163,7 @@ def _counting(dtype):
     lines.append("bra COUNTED; TWO: and.b32 low, low, 255; and.b32 high, high, 255; mov.f32 f0, 0f00000000; mov.f32 f1, f0;")
     lines.append("mad.lo.s32 a0, low, 512, sums_at; mad.lo.s32 a1, high, 512, sums_at; ld.shared.f32 f2, [a0]; ld.shared.f32 f3, [a1];")
     for word in range(4):
-        lines += [_widen(dtype, f"x{word}", "y0", "y1"), _widen(dtype, f"x{4 + word}", "y2", "y3")]
+        lines.append(numbers[word])
         for n in range(4):
             lines.append(f"and.b32 at, m{word}, {0x80 << 8 * n}; setp.ne.s32 p, at, 0; @!p add.f32 f0, f0, y{n}; @p add.f32 f1, f1, y{n};")
     lines.append("add.f32 f2, f2, f0; setp.eq.s32 p, low, high; selp.f32 f3, f2, f3, p; add.f32 f3, f3, f1;")
@@ -196,21 +184,16 @@ def _going_along(dtype):
     """
     lines = ["{ .reg .pred p, q; .reg .b32 at, x; .reg .f32 y, z, s<4>;"]
     lines += [f"mov.f32 ${n}, 0f00000000; mov.f32 s{n}, 0f00000000;" for n in range(4)]
-    alone = [_widen(dtype, "x", "y", "z"), "add.f32 $0, $0, y; add.f32 $1, $1, z;"]
-    for a in range(4):
-        for b in range(4):
-            lines += [f"xor.b32 at, first{b}, {16 * a}; ld.shared.b32 x, [at + {1024 * a}];", *alone]
+    steps, number = [(a, b) for a in range(4) for b in range(4)], _widen(dtype, "x", "y", "z")
+    alone = f"{number} add.f32 $0, $0, y; add.f32 $1, $1, z;"
+    lines += [f"xor.b32 at, first{b}, {16 * a}; ld.shared.b32 x, [at + {1024 * a}]; {alone}" for a, b in steps]
     lines.append("setp.ge.s32 q, $4, 64; @q bra TURN;")
-    for a in range(4):
-        for b in range(4):
-            lines += [f"xor.b32 at, second{b}, {16 * a}; ld.shared.b32 x, [at + {1024 * a}];", *alone]
+    lines += [f"xor.b32 at, second{b}, {16 * a}; ld.shared.b32 x, [at + {1024 * a}]; {alone}" for a, b in steps]
     lines.append("bra GONE; TURN:")
-    for a in range(4):
-        for b in range(4):
-            lines.append(f"xor.b32 at, second{b}, {16 * a}; setp.ge.s32 p, reach{b}, {128 - 8 * a}; @p sub.s32 at, at, 16384;")
-            lines.append(f"ld.shared.b32 x, [at + {1024 * a}];")
-            lines.append(_widen(dtype, "x", "y", "z"))
-            lines.append("@!p add.f32 s0, s0, y; @!p add.f32 s1, s1, z; @p add.f32 s2, s2, y; @p add.f32 s3, s3, z;")
+    for a, b in steps:
+        lines.append(f"xor.b32 at, second{b}, {16 * a}; setp.ge.s32 p, reach{b}, {128 - 8 * a}; @p sub.s32 at, at, 16384;")
+        lines.append(f"ld.shared.b32 x, [at + {1024 * a}]; {number}")
+        lines.append("@!p add.f32 s0, s0, y; @!p add.f32 s1, s1, z; @p add.f32 s2, s2, y; @p add.f32 s3, s3, z;")
     lines.append("setp.ge.s32 q, $4, 96;")
     for n in range(2):
         lines.append(f"selp.f32 y, s{2 + n}, s{n}, q; add.f32 ${n}, ${n}, y; selp.f32 ${2 + n}, s{n}, s{2 + n}, q;")

@@ -27,22 +27,24 @@ _LONG = {64: 2048, 128: 1024}
 _ROOM = 4 << 30
 
 
-def _for_hopper(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, rest: tuple[Any, ...]) -> Any:
-    """The module that has kernels for long sequences without targets, windows and context, where it takes a call."""
-    num_targets, window, context, position_bias, time_bias = rest[2:7]
-    plain = num_targets is None and not window and not context
-    if not (plain and q.is_cuda and max_seq_len >= _LONG.get(q.shape[2], max_seq_len + 1)):
+def _hopper(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, buckets: int) -> Any:
+    """The module that has kernels for long sequences, where it takes q, k, v and, with a time bias, so many buckets."""
+    if not q.is_cuda or max_seq_len < _LONG.get(q.shape[2], max_seq_len + 1):
         return None
     from kernels.hstu_attention import hopper
 
-    # A time bias alone is not worth a kernel of its own.
-    if time_bias is not None and (
-        position_bias is None
-        or time_bias.shape[1] > hopper.MOST_BUCKETS
-        or hopper.bytes_of_buckets(offsets.shape[0] - 1, max_seq_len) > _ROOM
-    ):
+    if buckets > hopper.MOST_BUCKETS or (buckets and hopper.bytes_of_buckets(offsets.shape[0] - 1, max_seq_len) > _ROOM):
         return None
     return hopper if hopper.eligible(q, k, v, max_seq_len) else None
+
+
+def _for_hopper(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, rest: tuple[Any, ...]) -> Any:
+    """That module, where it takes a call: one without targets, window and context."""
+    num_targets, window, context, position_bias, time_bias = rest[2:7]
+    # A time bias alone is not worth a kernel of its own.
+    if num_targets is not None or window or context or (position_bias is None and time_bias is not None):
+        return None
+    return _hopper(q, k, v, offsets, max_seq_len, 0 if time_bias is None else time_bias.shape[1])
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, *rest: Any) -> Tensor:
@@ -62,13 +64,11 @@ def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, ma
 def pair_buckets(
     q: Tensor, offsets: Tensor, max_seq_len: int, key_times: Tensor, query_times: Tensor, count: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Buckets of all pairs by query and, where gradients are wanted, by key, if the kernels of a call with q would read them."""
-    # A table as those of the calls: all that counts are its buckets.
-    table = q.new_empty(0, count)
-    rest = (1.0, 1.0, None, 0, 0, table, table)
-    if hopper := _for_hopper(q, q, q, offsets, max_seq_len, rest):
+    """Buckets of all pairs by query and, where its kernels will run backward, by key, if the kernels of a call with q would read them."""
+    if hopper := _hopper(q, q, q, offsets, max_seq_len, count):
+        backward = torch.is_grad_enabled() and not torch.are_deterministic_algorithms_enabled()
         found: tuple[Tensor | None, Tensor | None] = hopper.pair_buckets(
-            key_times, query_times, offsets, max_seq_len, count, by_key=torch.is_grad_enabled()
+            key_times, query_times, offsets, max_seq_len, count, by_key=backward
         )
         return found
     return None, None

@@ -30,13 +30,15 @@ class Layout:
     asked: Tensor | None = None
     _found: list[tuple[Tensor | None, Tensor | None]] = field(default_factory=list, init=False)
 
-    def pair_buckets(self, q: Tensor, count: int) -> tuple[Tensor | None, Tensor | None]:
-        """For `hstu_attention`, found for the first layer; count: of time buckets."""
-        if self.times is None or self.asked is None:
+    def pair_buckets(self, q: Tensor, time_bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """For `hstu_attention`, found for the first layer; time_bias: [H, K], of one K in all."""
+        if time_bias is None or self.times is None or self.asked is None:
             return None, None
         if not self._found:
             self._found.append(
-                pair_buckets(q, self.offsets, max_seq_len=self.longest, key_times=self.times, query_times=self.asked, buckets=count)
+                pair_buckets(
+                    q, self.offsets, max_seq_len=self.longest, key_times=self.times, query_times=self.asked, buckets=time_bias.shape[1]
+                )
             )
         return self._found[0]
 
@@ -80,7 +82,7 @@ class HSTUBlock(nn.Module):
         return hstu_attention(
             q, k, v, layout.offsets, max_seq_len=layout.longest, normalizer=self.length, position_bias=self.position_bias,
             time_bias=self.time_bias, key_times=layout.times, query_times=layout.asked,
-            pair_buckets=(None, None) if self.time_bias is None else layout.pair_buckets(q, self.time_bias.shape[1]),
+            pair_buckets=layout.pair_buckets(q, self.time_bias),
         )  # fmt: skip
 
 
