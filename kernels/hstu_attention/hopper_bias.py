@@ -29,17 +29,6 @@ _PAIRS = gl.constexpr(
 
 
 @gluon.jit
-def scalar(place):
-    """The one number of a place in shared memory."""
-    return gl.max(place.load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0])), 0)
-
-
-@gluon.jit
-def write(place, x):
-    place.store(gl.full([1], x, gl.int32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0])))
-
-
-@gluon.jit
 def position_bias(positions, distance, ROWS: gl.constexpr, COLUMNS: gl.constexpr, layout: gl.constexpr, TURNED: gl.constexpr = False):
     """Half of the position bias of scores [queries, keys], or TURNED; distance: from the first key to the first query."""
     i = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout)), 1)

@@ -20,11 +20,10 @@ from kernels.hstu_attention.hopper_bias import (
     load_words,
     position_bias,
     reserve,
-    scalar,
     spread,
     start_table,
-    write,
 )
+from kernels.hstu_attention.hopper_notes import scalar, write
 from kernels.hstu_attention.hopper_tile import blank, keep, narrow, tanh, whole_lines
 
 ROWS = gl.constexpr(64)
