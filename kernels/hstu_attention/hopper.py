@@ -104,9 +104,11 @@ def backward(
             words = _Matrix(found, [found.numel() // 16, 16], [16, 1], [_BLOCK, 16], _layout(_BLOCK, 16, torch.int32))
         biases = (table, by_bucket, words, positions, times if timed else None, room)
     programs = max(min(_processors(q.device), blocks * heads * sequences), 1)
+    # Pairs of a sequence and a head whose blocks go together: two for each program. More would not stay in the L2 cache.
+    group = max(min(-(-2 * programs // blocks), heads * sequences), 1)
     backward_kernel[(programs,)](
         _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), _matrix(grad, 64), _matrix(total, 64), total,
-        added, dq, dk, dv, offsets, *biases, tokens, sequences, blocks, heads,
+        added, dq, dk, dv, offsets, *biases, tokens, sequences, blocks, heads, group,
         q.stride(1), k.stride(1), v.stride(1), grad.stride(1), alpha / 2, alpha / 2 / normalizer, 1 / normalizer, width, 2,
         num_warps=8, maxnreg=168 if position_bias is None else 128,
     )  # fmt: skip

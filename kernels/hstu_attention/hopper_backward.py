@@ -38,19 +38,21 @@ def _load(descs, places, notes, times, work, STAGES: gl.constexpr):
     q_desc, k_desc, v_desc, g_desc = descs
     words_desc, words, words_full, words_empty, ds_full = times
     q, k, v, g, ds, dq, kv_full, kv_empty, full, dq_full, empty, dq_empty = places
-    offsets, counter, sequences, blocks, heads, q_head, k_head, v_head, g_head = work
-    total = blocks * heads * sequences
+    offsets, counter, sequences, blocks, heads, group, q_head, k_head, v_head, g_head = work
+    pairs = sequences * heads
+    # The blocks of a group of pairs go together, the longest first, so that the last jobs are short. Some behind the last pair are none.
+    total = (pairs + group - 1) // group * group * blocks
     taken = 0
     count = 0
     job = gl.atomic_add(counter, 1, sem="relaxed")
     while job < total:
-        n = job % blocks
-        pair = job // blocks
+        n = job % (blocks * group) // group
+        pair = job // (blocks * group) * group + job % group
         head = pair % heads
-        sequence = pair // heads
+        sequence = gl.minimum(pair // heads, sequences - 1)
         row = gl.load(offsets + sequence).to(gl.int32)
         length = gl.load(offsets + sequence + 1).to(gl.int32) - row
-        if n * KEYS < length:
+        if (n * KEYS < length) & (pair < pairs):
             tell(notes, taken, n, pair, row, length)
             first = row + n * KEYS
             tiles = (length - n * KEYS + QUERIES - 1) // QUERIES
@@ -136,15 +138,16 @@ def _narrow(at, whole, out, WIDTH: gl.constexpr):
     """Leaves the queries' gradient of what note `at` tells; by eight warps."""
     total, dq_out, heads, scale = out
     left, row, pair, _ = hear(whole, at)
-    lines: gl.constexpr = whole_lines(WIDTH, 8)
-    col = pair % heads * WIDTH + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, lines))
-    for start in range(0, gl.minimum(left, KEYS), QUERIES):
-        line = start + gl.arange(0, QUERIES, layout=gl.SliceLayout(1, lines))
-        source = gl.expand_dims((pair // heads * KEYS + row + line).to(gl.int64) * (heads * WIDTH), 1) + gl.expand_dims(col, 0)
-        to = gl.expand_dims((row + line).to(gl.int64) * (heads * WIDTH), 1) + gl.expand_dims(col, 0)
-        inside = gl.expand_dims(line < left, 1)
-        x = gl.load(total + source, mask=inside, cache_modifier=".cg")
-        gl.store(dq_out + to, narrow(x * scale, dq_out.dtype.element_ty), mask=inside)
+    if left > 0:
+        lines: gl.constexpr = whole_lines(WIDTH, 8)
+        col = pair % heads * WIDTH + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, lines))
+        for start in range(0, gl.minimum(left, KEYS), QUERIES):
+            line = start + gl.arange(0, QUERIES, layout=gl.SliceLayout(1, lines))
+            source = gl.expand_dims((pair // heads * KEYS + row + line).to(gl.int64) * (heads * WIDTH), 1) + gl.expand_dims(col, 0)
+            to = gl.expand_dims((row + line).to(gl.int64) * (heads * WIDTH), 1) + gl.expand_dims(col, 0)
+            inside = gl.expand_dims(line < left, 1)
+            x = gl.load(total + source, mask=inside, cache_modifier=".cg")
+            gl.store(dq_out + to, narrow(x * scale, dq_out.dtype.element_ty), mask=inside)
 
 
 @gluon.jit
@@ -303,12 +306,14 @@ def _attend(places, notes, rest, biases, whole, out, WIDTH: gl.constexpr, STAGES
             _narrow(gone - 1, whole, out, WIDTH)
 
 
-@gluon.jit(do_not_specialize=["tokens", "sequences", "blocks", "heads", "q_head", "k_head", "v_head", "g_head", "room"])
+@gluon.jit(do_not_specialize=["tokens", "sequences", "blocks", "heads", "group", "q_head", "k_head", "v_head", "g_head", "room"])
 def backward_kernel(q_desc, k_desc, v_desc, g_desc, dq_desc, total, added, dq_out, dk_out, dv_out, offsets,
                     positions, by_bucket, words_desc, position_grad, time_grad, room,
-                    tokens, sequences, blocks, heads,
+                    tokens, sequences, blocks, heads, group,
                     q_head, k_head, v_head, g_head, half_alpha, k_scale, v_scale,
                     WIDTH: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+    """total: room for sums of the queries' gradient, 128 rows more for each sequence; added: zeros, the number of the next job, and how
+    many programs have added to each block of queries, by sequence and head; group: of how many of these blocks go together."""
     if positions is not None:
         reserve(RESERVED, REGISTERS)
     # Where there is shared memory for it, a tile of the queries' gradient may wait.
@@ -352,7 +357,7 @@ def backward_kernel(q_desc, k_desc, v_desc, g_desc, dq_desc, total, added, dq_ou
     fence_async_shared()
     descs = (q_desc, k_desc, v_desc, g_desc)
     places = (q, k, v, g, ds, dq, kv_full, kv_empty, full, dq_full, empty, dq_empty)
-    work = (offsets, added, sequences, blocks, heads, q_head, k_head, v_head, g_head)
+    work = (offsets, added, sequences, blocks, heads, group, q_head, k_head, v_head, g_head)
     rest = (dk_out, dv_out, heads, half_alpha, k_scale, v_scale)
     sums = (added + 1, blocks, heads, WIDTH)
     out = (total, dq_out, heads, k_scale)

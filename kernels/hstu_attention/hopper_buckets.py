@@ -2,8 +2,8 @@
 """The time bucket of every pair that the causal kernels for Hopper look at, a byte each, in the orders in which those hold pairs.
 
 Buckets depend on times alone, so the heads of a layer share them, and so can the layers of a network. A time's bucket is found by its cell,
-a quarter of an octave of seconds: the upper bits of the float32. A bucket is longer than a cell, so at most one starts inside, at the
-cell's cut.
+a quarter of an octave of seconds: the upper bits of the float32. A bucket is longer than a cell, so at most one starts inside of it. A
+thread looks at four queries and four keys at a time: of a word, whose bytes are buckets, it has all four in either order.
 """
 
 from functools import cache
@@ -17,8 +17,8 @@ from kernels.hstu_attention.reference import thresholds
 from kernels.launching import launch
 
 TILE = 128
-# Of float32 numbers from 1 to 2 ** 31, which is what the last number of 31 bits becomes.
-_CELLS = 125
+# Of float32 numbers from 0 to 2 ** 31, which is what the last number of 31 bits becomes.
+_CELLS = 633
 
 
 def tiles(longest: int) -> int:
@@ -46,23 +46,20 @@ def pair_buckets(
     if sequences:
         launch(
             _pair_buckets_kernel, sequences * count_of_tiles, key_times.contiguous(), query_times.contiguous(), offsets, table, *words,
-            count_of_tiles, -(-longest // TILE), num_warps=4,
+            count_of_tiles, -(-longest // TILE), num_warps=8,
         )  # fmt: skip
     return words[0], words[1]
 
 
 @cache
 def cells(count: int, device: torch.device) -> Tensor:
-    """[cells, 2] int32: the bucket that a cell starts in, and where another starts inside of it, if one does."""
-    firsts = thresholds(count)
-    starts = [-(-((4 + cell % 4) << cell // 4) // 4) for cell in range(_CELLS + 1)]
-    lows = [max(b for b, first in enumerate(firsts) if first <= start) for start in starts[:-1]]
+    """[cells, 2] int32: the bucket that a cell starts in, and the last second before the next, if that starts inside of the cell."""
+    firsts = torch.tensor([*thresholds(count), 2**62])
+    edges = (torch.arange(_CELLS + 1, dtype=torch.int32) << 21).view(torch.float32).double().ceil().long()
+    lows = torch.searchsorted(firsts[:-1], edges[:-1], right=True) - 1
     never = 2**31 - 1
-    cuts = [
-        min(never, firsts[low + 1]) if low + 1 < count and firsts[low + 1] < end else never
-        for low, end in zip(lows, starts[1:], strict=True)
-    ]
-    return torch.tensor([lows, cuts], dtype=torch.int32, device=device).t().contiguous()
+    lasts = torch.where(firsts[lows + 1] < edges[1:], firsts[lows + 1] - 1, never).clamp(max=never)
+    return torch.stack([lows, lasts], 1).int().to(device)
 
 
 @triton.jit
@@ -74,20 +71,21 @@ def _since(times, token, first, end, start):
 
 @triton.jit
 def _bucket(apart, table):
-    passed = tl.maximum(tl.abs(apart), 1)
-    cell = (passed.to(tl.float32).to(tl.int32, bitcast=True) >> 21) - 508
+    passed = tl.abs(apart)
+    cell = passed.to(tl.float32).to(tl.int32, bitcast=True) >> 21
     both = tl.load(table + cell)
-    return both.to(tl.int32) + (passed >= (both >> 32).to(tl.int32)).to(tl.int32)
+    # The sign of what is left until the last second: a comparison and its sum would be more instructions.
+    left = (both >> 32).to(tl.int32) - passed
+    return both.to(tl.int32) + (left.to(tl.uint32, bitcast=True) >> 31).to(tl.int32)
 
 
 @triton.jit
-def _packed(mine, times, token, first, end, start, table):
-    """Words [rows, words] of the buckets of seconds [rows] with tokens 0, 1, 8 and 9 behind `token` [words]."""
-    words = tl.zeros([mine.shape[0], token.shape[0]], tl.int32)
-    for byte in tl.static_range(4):
-        theirs = _since(times, token + (byte // 2 * 8 + byte % 2), first, end, start)
-        words = words | (_bucket(mine[:, None] - theirs[None, :], table) << (8 * byte))
-    return words
+def _by_byte(x):
+    """Of numbers [128], 32 for the first byte of 32 words and so on, those of each byte [32]."""
+    even, odd = tl.split(tl.permute(tl.reshape(x, [2, 2, 32]), (2, 0, 1)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
 
 
 @triton.jit(do_not_specialize=["tiles", "blocks"])
@@ -105,28 +103,29 @@ def _pair_buckets_kernel(key_times, query_times, offsets, table, by_query, by_ke
     if m * 128 < end:
         start = tl.load(query_times + first + m * 128)
         row = tl.arange(0, 128)
+        byte, word = row // 32, row % 32
+        behind = byte // 2 * 8 + byte % 2
+        queries = _by_byte(_since(query_times, m * 128 + word // 4 * 16 + word % 4 * 2 + behind, first, end, start))
+        keys = _by_byte(_since(key_times, n * 128 + word % 8 * 16 + word // 8 * 2 + behind, first, end, start))
+        # Of the first byte, [words by key, words by query].
         word = tl.arange(0, 32)
-        quad = tl.arange(0, 16)
-        queries = _since(query_times, m * 128 + row, first, end, start)
-        keys = _since(key_times, n * 128 + row, first, end, start)
-        by_query_at = by_query + pid.to(tl.int64) * 4096 + row[:, None] * 32 + word[None, :] if by_query is not None else None
+        query, key = word // 4 * 16 + word % 4 * 2, word % 8 * 16 + word // 8 * 2
+        by_query_at = by_query + pid.to(tl.int64) * 4096 + query[:, None] * 32 + word[None, :] if by_query is not None else None
         # Two tiles of 64 queries.
         at = (sequence * tiles * 2 + n * (2 * blocks - n + 1) + 2 * (m - n)).to(tl.int64) * 2048
-        by_key_at = by_key + at + row[:, None] * 16 + quad[None, :] if by_key is not None else None
-        nearest, farthest = tl.min(queries, 0) - tl.max(keys, 0), tl.max(queries, 0) - tl.min(keys, 0)
-        bucket = _bucket(farthest, table)
-        if (nearest >= 0) & (_bucket(nearest, table) == bucket):
-            # All pairs are in one, as most that are far apart.
+        by_key_at = by_key + at + (word // 16 * 2048 + word % 16)[:, None] + key[None, :] * 16 if by_key is not None else None
+        none = tl.zeros([32, 32], tl.int32)
+        a, b, c, d = none, none, none, none
+        for i in tl.static_range(4):
+            w = _bucket(queries[i][:, None] - keys[0][None, :], table)
+            x = _bucket(queries[i][:, None] - keys[1][None, :], table)
+            y = _bucket(queries[i][:, None] - keys[2][None, :], table)
+            z = _bucket(queries[i][:, None] - keys[3][None, :], table)
             if by_query is not None:
-                tl.store(by_query_at, tl.full([128, 32], 0x01010101, tl.int32) * bucket)
-            if by_key is not None:
-                for half in tl.static_range(2):
-                    tl.store(by_key_at + half * 2048, tl.full([128, 16], 0x01010101, tl.int32) * bucket)
-        else:
-            if by_query is not None:
-                others = n * 128 + word % 8 * 16 + word // 8 * 2
-                tl.store(by_query_at, _packed(queries, key_times, others, first, end, start, table))
-            if by_key is not None:
-                for half in tl.static_range(2):
-                    others = m * 128 + half * 64 + quad // 4 * 16 + quad % 4 * 2
-                    tl.store(by_key_at + half * 2048, _packed(keys, query_times, others, first, end, start, table))
+                tl.store(by_query_at + (i // 2 * 8 + i % 2) * 32, w + (x << 8) + (y << 16) + (z << 24))
+            a, b, c, d = a + (w << 8 * i), b + (x << 8 * i), c + (y << 8 * i), d + (z << 8 * i)
+        if by_key is not None:
+            tl.store(by_key_at, a)
+            tl.store(by_key_at + 16, b)
+            tl.store(by_key_at + 128, c)
+            tl.store(by_key_at + 144, d)
