@@ -13,7 +13,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from kernels.hstu_attention.hopper_bias import BUCKETS
-from kernels.hstu_attention.hopper_notes import hear
 
 KEYS = gl.constexpr(128)
 QUERIES = gl.constexpr(64)
@@ -238,82 +237,64 @@ def _take(words, words_full, words_empty, t):
 
 
 @gluon.jit
-def add_table_gradients(ds, tables, words, bars, notes, heads):
+def add_table_gradients(ds, sums, words, bars, tiles):
     """Adds tiles of scores' gradients [keys, queries] from the diagonal on to those of the tables.
 
-    tables: position_grad [H, room] and time_grad [H, BUCKETS, KEYS], room, and what all is multiplied by.
+    sums: position_grad, where distance 0 is counted, and time_grad [BUCKETS, KEYS].
     """
-    position_grad, time_grad, room, scale = tables
+    position_grad, time_grad, scale = sums
     ds_full, ds_empty, words_full, words_empty = bars
     key = gl.arange(0, KEYS, layout=LINE)
     zero = gl.zeros([KEYS], gl.int32, LINE)
     start: gl.constexpr = _starting()
     gl.inline_asm_elementwise(start, "=r,r,r", [key, zero + _address(ds)], dtype=gl.int32, is_pure=False, pack=1)
+    # Four, which nobody who unrolls loops knows.
+    parts = 4 * gl.minimum(tiles, 1)
+    for n in gl.static_range(4):
+        put(EVEN_AT + 512 * n + 4 * key, zero)
+    if words is not None:
+        for bucket in range(parts * (BUCKETS // 4)):
+            put(SUMS_AT + 4 * key + 512 * bucket, zero)
+        x0, x1, x2, x3 = _take(words, words_full, words_empty, 0)
+    gl.thread_barrier()
+    mbarrier.arrive(ds_empty, count=1)
     nowhere = NOWHERE_AT + 4 * key
     # Distances of what a thread finds first, and second, which the first 65 threads do not.
     one = gl.where(key >= 96, KEYS - key, -key)
     other = gl.where(key >= 96, -key, KEYS - key)
-    for n in gl.static_range(4):
-        put(EVEN_AT + 512 * n + 4 * key, zero)
+    for t in range(tiles):
+        mbarrier.wait(ds_full, t & 1)
+        if words is not None:
+            count: gl.constexpr = _counting(ds.dtype)
+            for part in range(parts):
+                at = gl.zeros([KEYS, 4], gl.int32, QUARTER) + 32 * part
+                gl.inline_asm_elementwise(count, "=r,r,r,r,r,r,r,r,r", [x0, at], dtype=gl.int8, is_pure=False, pack=4)
+                x0, x1, x2, x3 = x1, x2, x3, x0
+        along: gl.constexpr = _going_along(ds.dtype)
+        even_one, odd_one, even_other, odd_other = gl.inline_asm_elementwise(
+            along, "=&f,=&f,=&f,=&f,r", [key], dtype=(gl.float32, gl.float32, gl.float32, gl.float32), is_pure=False, pack=1
+        )
+        at_one, at_odd_one = EVEN_AT + 4 * ((one + t * QUERIES) & 255), ODD_AT + 4 * ((one + t * QUERIES + 1) & 255)
+        at_other = gl.where(key > 64, EVEN_AT + 4 * ((other + t * QUERIES) & 255), nowhere)
+        at_odd_other = gl.where(key > 64, ODD_AT + 4 * ((other + t * QUERIES + 1) & 255), nowhere)
+        a, b, c, d = get(at_one), get(at_odd_one), get(at_other), get(at_odd_other)
+        put(at_one, a + even_one)
+        put(at_odd_one, b + odd_one)
+        put(at_other, c + even_other)
+        put(at_odd_other, d + odd_other)
+        gl.thread_barrier()
+        mbarrier.arrive(ds_empty, count=1)
+        if words is not None:  # noqa: SIM102
+            if t + 1 < tiles:
+                x0, x1, x2, x3 = _take(words, words_full, words_empty, t + 1)
+        # 64 distances will not be seen again.
+        _leave(position_grad, t * QUERIES - QUERIES - key, scale, key < QUERIES, nowhere)
+    _leave(position_grad, tiles * QUERIES - key, scale, key >= 0, nowhere)
     if words is not None:
-        for bucket in range(BUCKETS):
-            put(SUMS_AT + 4 * key + 512 * bucket, zero)
-    gl.thread_barrier()
-    mbarrier.arrive(ds_empty, count=1)
-    taken = 0
-    count = 0
-    block, pair, _, length = hear(notes, taken)
-    while block >= 0:
-        left = length - block * KEYS
-        tiles = (left + QUERIES - 1) // QUERIES
-        # Four, which nobody who unrolls loops knows.
-        parts = 4 * gl.minimum(tiles, 1)
-        by_distance = position_grad + (pair % heads).to(gl.int64) * room
-        if words is not None:
-            x0, x1, x2, x3 = _take(words, words_full, words_empty, count)
-        for t in range(tiles):
-            mbarrier.wait(ds_full, (count + t) & 1)
-            if words is not None:
-                adding: gl.constexpr = _counting(ds.dtype)
-                for part in range(parts):
-                    at = gl.zeros([KEYS, 4], gl.int32, QUARTER) + 32 * part
-                    gl.inline_asm_elementwise(adding, "=r,r,r,r,r,r,r,r,r", [x0, at], dtype=gl.int8, is_pure=False, pack=4)
-                    x0, x1, x2, x3 = x1, x2, x3, x0
-            along: gl.constexpr = _going_along(ds.dtype)
-            even_one, odd_one, even_other, odd_other = gl.inline_asm_elementwise(
-                along, "=&f,=&f,=&f,=&f,r", [key], dtype=(gl.float32, gl.float32, gl.float32, gl.float32), is_pure=False, pack=1
-            )
-            at_one, at_odd_one = EVEN_AT + 4 * ((one + t * QUERIES) & 255), ODD_AT + 4 * ((one + t * QUERIES + 1) & 255)
-            at_other = gl.where(key > 64, EVEN_AT + 4 * ((other + t * QUERIES) & 255), nowhere)
-            at_odd_other = gl.where(key > 64, ODD_AT + 4 * ((other + t * QUERIES + 1) & 255), nowhere)
-            a, b, c, d = get(at_one), get(at_odd_one), get(at_other), get(at_odd_other)
-            put(at_one, a + even_one)
-            put(at_odd_one, b + odd_one)
-            put(at_other, c + even_other)
-            put(at_odd_other, d + odd_other)
-            gl.thread_barrier()
-            mbarrier.arrive(ds_empty, count=1)
-            if words is not None:  # noqa: SIM102
-                if t + 1 < tiles:
-                    x0, x1, x2, x3 = _take(words, words_full, words_empty, count + t + 1)
-            # 64 distances will not be seen again.
-            _leave(by_distance, t * QUERIES - QUERIES - key, scale, key < QUERIES, nowhere)
-        _leave(by_distance, tiles * QUERIES - key, scale, key >= 0, nowhere)
-        if words is not None:
-            # Two threads have a bucket; each goes through the sums of 64 keys, and no two of a warp read from one bank.
-            gl.thread_barrier()
-            of_bucket = gl.zeros([KEYS], gl.float32, LINE)
-            for some in range(parts * 2):
-                for n in gl.static_range(8):
-                    at = SUMS_AT + 512 * (key & 63) + 4 * ((key & 64) + ((8 * some + n + key) & 63))
-                    of_bucket += get(at)
-                    put(at, zero)
-            gl.thread_barrier()
-            at_bucket = time_grad + ((pair % heads) * BUCKETS + (key & 63)) * KEYS + (2 * gl.program_id(0) + key // 64) % KEYS
-            gl.atomic_add(at_bucket, of_bucket * scale, sem="relaxed")
-        count += tiles
-        taken += 1
-        block, pair, _, length = hear(notes, taken)
+        for some in range(parts * (BUCKETS // 4) // 8):
+            for n in gl.static_range(8):
+                x = get(SUMS_AT + 4 * key + 512 * (8 * some + n))
+                gl.atomic_add(time_grad + (8 * some + n) * KEYS + key, x * scale, mask=x != 0, sem="relaxed")
 
 
 @gluon.jit
