@@ -61,7 +61,10 @@ def test_a_second_run_asks_nothing_and_gives_the_same_log(cli: Cli, log_file: Pa
     assert second["run"] != first["run"]
 
 
-def test_passing_errors_leave_no_trace_in_the_log(cli: Cli, log_file: Path, server: FaultServer, tmp_path: Path) -> None:
+def test_passing_errors_leave_no_trace_in_the_log(
+    cli: Cli, log_file: Path, server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.chat.failures.pause", lambda *_: 0.01)
     healthy = facts(cli("simulate", *spec(server), "--data", str(log_file), *AGENTS, "--json")[1])
     turn = iter(range(10**6))
 
