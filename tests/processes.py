@@ -24,7 +24,7 @@ class Child:
         number = len(list(folder.glob("*.out")))
         self._out, self._err = (folder / f"{number}.{stream}" for stream in ("out", "err"))
         self._out.touch()
-        self._process = _CONTEXT.Process(target=_run, args=(self._out, self._err, target, *arguments))
+        self._process = _CONTEXT.Process(target=_run, args=(dict(os.environ), self._out, self._err, target, *arguments))
         self._process.start()
 
     @property
@@ -56,7 +56,9 @@ def command_line(*arguments: str) -> None:
     run()
 
 
-def _run(out: Path, err: Path, target: Callable[..., object], *arguments: object) -> None:
+def _run(environment: dict[str, str], out: Path, err: Path, target: Callable[..., object], *arguments: object) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     # As in a process that the shell starts, also where this one is a background job and ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
