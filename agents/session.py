@@ -17,7 +17,7 @@ from recsys_core.errors import DataError
 class SessionModel(BaseModel):
     """Exit hazard `logit h(k) = intercept + slope * log(k)` after the k-th item of a session, k from 1."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     intercept: float = 0.0
     """Hazard after the first item, as log odds."""

@@ -28,7 +28,7 @@ from simulators.events import Action, EventSink, PageRecord
 class SimulationConfig(BaseModel):
     """How agents and pages are arranged."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     pages: int = Field(default=3, ge=1)
     """Most pages a session may have."""

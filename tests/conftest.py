@@ -8,6 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Read when PyTorch is loaded: workers share the cores, and threads of one would wait for those of the others.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch

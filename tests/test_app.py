@@ -26,6 +26,12 @@ pytest.importorskip("streamlit")
 APP = Path(__file__).resolve().parents[1] / "app.py"
 
 
+@pytest.fixture(autouse=True)
+def main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts back the main module, in whose place Streamlit leaves the page: processes of later tests would import it."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
+
 @pytest.fixture(scope="module")
 def store_file(films, tmp_path_factory: pytest.TempPathFactory) -> Path:  # type: ignore[no-untyped-def]
     """A store with one small experiment."""

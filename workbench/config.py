@@ -15,7 +15,7 @@ from recsys_core.errors import DataError
 class Settings(BaseModel):
     """Base of all settings: frozen, no unknown fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataSettings(Settings):

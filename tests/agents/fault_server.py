@@ -100,8 +100,7 @@ class FaultServer:
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"fault": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
         return self
@@ -139,9 +138,17 @@ class FaultServer:
                 self.open -= 1
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # Connections that find the queue full are made again only a second later.
+    request_queue_size = 128
+
+
 class _Handler(BaseHTTPRequestHandler):
     fault: FaultServer
     protocol_version = "HTTP/1.1"
+    # Without it, the second part of an answer waits for a delayed acknowledgement of the first.
+    disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

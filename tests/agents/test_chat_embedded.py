@@ -42,6 +42,7 @@ WATCH = {
     "required": ["watch", "feeling", "next"],
     "additionalProperties": False,
 }
+PROMPTS = ("I like Alien, Aliens and", "Films:", "", "My favourite film is T")
 TITLES = (" Toy Story", " Heat (1995)", " Twelve Monkeys", "s and more films", " Toy Story 2", "")
 
 
@@ -97,7 +98,7 @@ def test_control_tokens_in_content_stay_plain_text(engine: Engine) -> None:
 
 def test_an_answer_does_not_depend_on_its_batch(engine: Engine) -> None:
     alone = [engine.chat(m, max_tokens=8).result(60).text for m in questions(4)]
-    others = [engine.chat([Message("user", "word " * 20 + t)], max_tokens=2 + i) for i, t in enumerate("abcdefghijklmn")]
+    others = [engine.chat([Message("user", "word " * 5 + t)], max_tokens=2 + i) for i, t in enumerate("abcdefghijklmn")]
     together = [engine.chat(m, max_tokens=8) for m in questions(4)]
     assert [f.result(60).text for f in together] == alone
     assert all(f.result(60).completion_tokens <= 2 + i for i, f in enumerate(others))
@@ -154,18 +155,24 @@ def naive(model: Any, engine: Engine, prompt: str, continuation: str) -> float:
     return sum(float(table[i - 1, ids[i]]) for i in range(1 + split, len(ids)))
 
 
+@pytest.fixture(scope="module")
+def expected(reference: Any, engine: Engine) -> list[list[float]]:
+    """Scores of the naive scorer: a row for each prompt, a column for each title."""
+    return [[naive(reference, engine, p, t) for t in TITLES] for p in PROMPTS]
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 1.0)], ids=["float32", "bfloat16"])
-def test_scores_are_those_of_the_naive_scorer(folder: Path, reference: Any, engine: Engine, dtype: torch.dtype, tolerance: float) -> None:
+def test_scores_are_those_of_the_naive_scorer(
+    folder: Path, engine: Engine, expected: list[list[float]], dtype: torch.dtype, tolerance: float
+) -> None:
     """Tolerance in nats over a whole title. In bfloat16 a logit of 20 is rounded by up to 0.06, and a title has some ten tokens."""
     scorer = engine if dtype == torch.float32 else Engine(folder, dtype)
-    prompts = ("I like Alien, Aliens and", "Films:", "", "My favourite film is T")
-    futures = [scorer.score(ScoreRequest(p, TITLES)) for p in prompts]
-    pmi = scorer.score(ScoreRequest(prompts[0], TITLES, "Films:"))
-    expected = [[naive(reference, engine, p, t) for t in TITLES] for p in prompts]
+    futures = [scorer.score(ScoreRequest(p, TITLES)) for p in PROMPTS]
+    pmi = scorer.score(ScoreRequest(PROMPTS[0], TITLES, PROMPTS[1]))
     for future, row in zip(futures, expected, strict=True):
         assert future.result(60).scores == pytest.approx(row, abs=tolerance)
     assert pmi.result(60).scores == pytest.approx([a - b for a, b in zip(expected[0], expected[1], strict=True)], abs=2 * tolerance)
-    again = scorer.score(ScoreRequest(prompts[0], TITLES, "Films:")).result(60)
+    again = scorer.score(ScoreRequest(PROMPTS[0], TITLES, PROMPTS[1])).result(60)
     assert again.scores == pytest.approx(pmi.result().scores, abs=tolerance)
     assert again.tokens < pmi.result().tokens, "scores after the empty context are kept"
     if scorer is not engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -99,7 +100,15 @@ def start_two(root: Path, device: str) -> Path:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return start_two(tmp_path_factory.mktemp("torchrun"), "cpu")
+    """What two processes left, started once for all workers of pytest-xdist, which share the folder above their own."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return start_two(tmp_path_factory.mktemp("torchrun"), "cpu")
+    root = tmp_path_factory.getbasetemp().parent / "torchrun"
+    with root.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not root.exists():
+            start_two(tmp_path_factory.mktemp("torchrun"), "cpu").rename(root)
+    return root
 
 
 def test_two_processes_compute_what_one_does(two_processes: Path) -> None:

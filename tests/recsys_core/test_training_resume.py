@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import multiprocessing
 import random
 import resource
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +27,7 @@ from recsys_core.recommender import FitOptions
 from recsys_core.training import EpochReport
 from recsys_core.training.checkpoint import CHECKPOINT_FILE, Checkpoint, Position
 from recsys_core.training.journal import JOURNAL_FILE
+from tests.processes import Child
 
 EARLY = RANDOM | {"patience": 2, "epochs": 4}
 STEPS = 6
@@ -66,26 +67,21 @@ def test_interruptions_change_nothing(tmp_path_factory: pytest.TempPathFactory, 
 
 def test_a_run_killed_at_random_moments_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
     long = RANDOM | {"epochs": 6}
-    # Imports happen once, in a server that every process is a copy of.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["recsys_core.models.sasrec", "torch._dynamo", "torch.utils.tensorboard"])
-    undisturbed = context.Process(target=fit_and_save, args=(long, tmp_path / "once", tmp_path / "straight"))
-    undisturbed.start()
+    undisturbed = Child(tmp_path, fit_and_save, long, tmp_path / "once", tmp_path / "straight")
     folder, out = tmp_path / "folder", tmp_path / "killed"
     checkpoint, kills, draw = folder / CHECKPOINT_FILE, 0, random.Random(0)
     while not out.exists():
-        process = context.Process(target=fit_and_save, args=(long, folder, out))
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process.start()
+        child = Child(tmp_path, fit_and_save, long, folder, out)
         if kills < 4:
-            while process.is_alive() and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before):
+            while child.alive and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns != before):
                 time.sleep(0.001)
             time.sleep(draw.random() * 0.02)
-            process.kill()
-        process.join()
-        assert process.exitcode in (0, -9)
-        kills += process.exitcode == -9
-    undisturbed.join()
+            child.send(signal.SIGKILL)
+        code, _, err = child.end()
+        assert code in (0, -signal.SIGKILL), err
+        kills += code == -signal.SIGKILL
+    undisturbed.end()
     assert kills >= 3
     assert (out / "weights.safetensors").read_bytes() == (tmp_path / "straight" / "weights.safetensors").read_bytes()
     told, expected = ([(e["epoch"], e["loss"], e["ndcg"]) for e in lines(tmp_path / name)] for name in ("folder", "once"))

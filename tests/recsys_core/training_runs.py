@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from recsys_core.data import Dataset, Vocabulary, leave_one_out
 from recsys_core.models.sasrec import SASRec, SASRecConfig
@@ -57,7 +56,6 @@ def fit(settings: dict[str, Any], folder: Path | None, stop_after: int | None = 
 
 def fit_and_save(settings: dict[str, Any], folder: Path, out: Path) -> None:
     """One training in a process of its own."""
-    torch.set_num_threads(1)
     fit(settings, folder, checkpoint_every=2).save(out)
 
 

@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.agents.fault_server import FaultServer, Step, delayed, say, status
-from tests.workbench.conftest import Cli, one_line_error, started
+from tests.processes import Child, command_line
+from tests.workbench.conftest import Cli, one_line_error
 from workbench.store import Store
 
 pytest.importorskip("langchain_openai")
@@ -61,7 +61,10 @@ def test_a_second_run_asks_nothing_and_gives_the_same_log(cli: Cli, log_file: Pa
     assert second["run"] != first["run"]
 
 
-def test_passing_errors_leave_no_trace_in_the_log(cli: Cli, log_file: Path, server: FaultServer, tmp_path: Path) -> None:
+def test_passing_errors_leave_no_trace_in_the_log(
+    cli: Cli, log_file: Path, server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.chat.failures.pause", lambda *_: 0.01)
     healthy = facts(cli("simulate", *spec(server), "--data", str(log_file), *AGENTS, "--json")[1])
     turn = iter(range(10**6))
 
@@ -145,25 +148,26 @@ def test_interrupted_and_killed_runs_resume_without_asking_twice(log_file: Path,
     """A real SIGINT, then a kill -9, then resume: the log equals that of a run nobody touched, and no page is paid twice."""
     with FaultServer(sensible) as fast:
         whole_store = tmp_path / "whole.sqlite"
-        subprocess.run(command(whole_store, fast, log_file), check=True, capture_output=True)
+        code, _, err = Child(tmp_path, command_line, *command(whole_store, fast, log_file)).end()
+        assert code == 0, err
     with Store.open(whole_store) as opened:
         whole, expected = len(opened.pages("latest")), opened.log_hash("latest")
     with FaultServer(lambda body: delayed(sensible(body), 0.3)) as slow:
         store = tmp_path / "store.sqlite"
         arguments = command(store, slow, log_file)
-        for seen, how in enumerate((signal.SIGINT, signal.SIGKILL)):
-            child = started(arguments)
-            run, before = wait_for_pages(store, 2 + 8 * seen)
-            child.send_signal(how)
-            _, err = child.communicate(timeout=60)
+        for how in (signal.SIGINT, signal.SIGKILL):
+            child = Child(tmp_path, command_line, *arguments)
+            run, before = wait_for_work(store, slow, len(slow.requests) + 4)
+            child.send(how)
+            code, _, err = child.end(60)
+            assert code == (4 if how == signal.SIGINT else -signal.SIGKILL), err
             if how == signal.SIGINT:
-                assert child.returncode == 4, err
                 assert f"--resume {run}" in one_line_error(err)
             with Store.open(store) as opened:
                 assert before <= len(opened.pages(run)) < whole
-            arguments = [*arguments[:3], "simulate", "--store", str(store), "--resume", run, *spec(slow)]
-        done = subprocess.run([*arguments, "--json"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+            arguments = ["simulate", "--store", str(store), "--resume", run, *spec(slow)]
+        code, _, err = Child(tmp_path, command_line, *arguments, "--json").end()
+        assert code == 0, err
         with Store.open(store) as opened:
             assert opened.run(run).status == "finished"
             assert opened.log_hash(run) == expected
@@ -172,21 +176,20 @@ def test_interrupted_and_killed_runs_resume_without_asking_twice(log_file: Path,
 
 
 def command(store: Path, server: FaultServer, log_file: Path) -> list[str]:
-    head = [sys.executable, "-m", "workbench.cli.main", "simulate", "--store", str(store)]
-    return [*head, *spec(server), "--data", str(log_file), *AGENTS, "--concurrency", "2"]
+    return ["simulate", "--store", str(store), *spec(server), "--data", str(log_file), *AGENTS, "--concurrency", "2"]
 
 
-def wait_for_pages(store: Path, pages: int, seconds: float = 60) -> tuple[str, int]:
-    """Waits until the newest run has stored so many pages; its id and how many there are."""
+def wait_for_work(store: Path, server: FaultServer, requests: int, seconds: float = 60) -> tuple[str, int]:
+    """Waits until so many requests have come and the newest run has stored pages; its id and how many there are."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if store.exists():
+        if store.exists() and len(server.requests) >= requests:
             with Store.open(store) as opened:
                 for run in opened.runs():
-                    if run.pages >= pages:
+                    if run.pages:
                         return run.id, run.pages
         time.sleep(0.02)
-    raise AssertionError(f"{pages} pages were not stored in {seconds} s")
+    raise AssertionError(f"{requests} requests and stored pages did not come in {seconds} s")
 
 
 @pytest.fixture

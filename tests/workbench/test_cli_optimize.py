@@ -6,8 +6,6 @@ import json
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.agents.fault_server import FaultServer, Step, delayed, say
-from tests.workbench.conftest import Cli, one_line_error, started
+from tests.processes import Child, command_line
+from tests.workbench.conftest import Cli, one_line_error
 from workbench.store import Store
 
 pytest.importorskip("langchain_openai")
@@ -145,25 +144,26 @@ def test_people_read_the_result_and_what_the_store_keeps(cli: Cli, filmed: Path,
 def test_a_killed_search_resumes_and_repeats_no_answered_call(filmed: Path, tmp_path: Path) -> None:
     """A real SIGINT, then a kill -9, then resume: the same figures as a search nobody touched."""
     with FaultServer(model) as fast:
-        whole = run_json([*command(filmed, fast, tmp_path / "whole.sqlite"), "--json"])
+        whole = run_json(tmp_path, command(filmed, fast, tmp_path / "whole.sqlite"))
         expected = len(fast.requests)
-    with FaultServer(lambda body: delayed(model(body), 0.1)) as slow:
+    # Slow while it is stopped, and fast for the rest.
+    with FaultServer(lambda body: delayed(model(body), 0.1 if len(slow.requests) < 60 else 0)) as slow:
         store = tmp_path / "store.sqlite"
         arguments = command(filmed, slow, store)
         for wanted, how in ((10, signal.SIGINT), (40, signal.SIGKILL)):
-            child = started(arguments)
+            child = Child(tmp_path, command_line, *arguments)
             end = time.monotonic() + 60
             while len(slow.requests) < wanted and time.monotonic() < end:
                 time.sleep(0.02)
-            child.send_signal(how)
-            _, err = child.communicate(timeout=60)
+            child.send(how)
+            code, _, err = child.end(60)
+            assert code == (4 if how == signal.SIGINT else -signal.SIGKILL), err
             with Store.open(store) as opened:
                 (run,) = opened.runs("optimize")
             if how == signal.SIGINT:
-                assert child.returncode == 4, err
                 assert f"workbench optimize --resume {run.id}" in one_line_error(err)
-            arguments = [*arguments[:6], "--resume", run.id, "--concurrency", "2"]
-        done = run_json([*arguments, "--json"])
+            arguments = ["optimize", "--store", str(store), "--resume", run.id, "--concurrency", "2"]
+        done = run_json(tmp_path, arguments)
         for part in ("dev", "test"):
             assert done[part] == whole[part]
         assert done["run"] == run.id
@@ -178,14 +178,13 @@ def test_a_killed_search_resumes_and_repeats_no_answered_call(filmed: Path, tmp_
 
 def command(filmed: Path, server: FaultServer, store: Path) -> list[str]:
     # The task, and all that follows it, is the stored run's on a resume.
-    head = [sys.executable, "-m", "workbench.cli.main", "optimize", "--store", str(store)]
-    return [*head, *search(filmed, server)[1:], "--concurrency", "2"]
+    return ["optimize", "--store", str(store), *search(filmed, server)[1:], "--concurrency", "2"]
 
 
-def run_json(arguments: list[str]) -> dict[str, Any]:
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+def run_json(folder: Path, arguments: list[str]) -> dict[str, Any]:
+    code, out, err = Child(folder, command_line, *arguments, "--json").end()
+    assert code == 0, err
+    return dict(json.loads(out))
 
 
 def test_a_plan_asks_nothing(cli: Cli, filmed: Path, server: FaultServer) -> None:

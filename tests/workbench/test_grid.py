@@ -5,11 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.evaluation import compare, holm
 from recsys_core.models import register
 from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommender
+from tests.processes import Child, command_line
 from tests.workbench.conftest import Cli, one_line_error
 from workbench.config import DataSettings, GridModel, GridSettings
 from workbench.grid import grid_rows, plan, run_grid
@@ -189,17 +187,16 @@ def write_grid(path: Path, log_file: Path, seeds: int, epochs: int) -> None:
 def test_a_killed_grid_goes_on_where_it_was(log_file: Path, tmp_path: Path, cli: Cli) -> None:
     file, path = tmp_path / "grid.toml", tmp_path / "store.sqlite"
     write_grid(file, log_file, seeds=8, epochs=100)
-    command = [sys.executable, "-m", "workbench.cli.main", "evaluate", str(file), "--store", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    child = Child(tmp_path, command_line, "evaluate", str(file), "--store", str(path))
     deadline = time.monotonic() + 60
     done: dict[str, float] = {}
-    while len(done) < 2 and time.monotonic() < deadline and process.poll() is None:
+    while len(done) < 2 and time.monotonic() < deadline and child.alive:
         time.sleep(0.05)
         if path.exists():
             with Store.open(path) as store:
                 done = {r.id: r.updated for r in store.runs("cell") if r.status == "finished"}
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    child.send(signal.SIGKILL)
+    assert child.end()[0] == -signal.SIGKILL
     with Store.open(path) as store:
         done = {r.id: r.updated for r in store.runs("cell") if r.status == "finished"}
     assert 2 <= len(done) < 9

@@ -27,6 +27,7 @@ from agents.chat.types import CallRecord, ChatRequest, Message, Response
 from agents.types import Persona
 from recsys_core.errors import DataError, UnavailableError, WorkbenchError
 from simulators.events import Action, Exposure, PageRecord
+from tests.processes import Child
 from workbench.store import CallTotals, Store
 from workbench.store.models import Base
 from workbench.store.schema import HEAD, MIGRATIONS
@@ -59,14 +60,22 @@ def test_a_current_store_opens_without_alembic(tmp_path: Path) -> None:
     assert printed == ["True", "False"]
 
 
+def open_five(folder: Path) -> None:
+    """Opens five new stores, when `go` is there."""
+    print("ready", flush=True)
+    while not (folder / "go").exists():
+        time.sleep(0.0001)
+    for n in range(5):
+        Store.open(folder / f"s.sqlite{n}").start_run("simulate", "n", {}, 0)
+
+
 def test_processes_that_open_a_new_store_at_once_all_succeed(tmp_path: Path) -> None:
-    code = "import sys, time; from workbench.store import Store; time.sleep(max(0, float(sys.argv[2]) - time.time()))\n"
-    code += "for n in range(5): Store.open(sys.argv[1] + str(n)).start_run('simulate', 'n', {}, 0)"
-    at = str(time.time() + 3)
-    command = [sys.executable, "-c", code, str(tmp_path / "s.sqlite"), at]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    errors = [process.communicate()[1] for process in processes]
-    assert errors == [""] * 4
+    children = [Child(tmp_path, open_five, tmp_path) for _ in range(4)]
+    while not all(child.printed() for child in children):
+        assert all(child.alive for child in children)
+        time.sleep(0.001)
+    (tmp_path / "go").touch()
+    assert [(code, err) for code, _, err in (child.end() for child in children)] == [(0, "")] * 4
     for n in range(5):
         with Store.open(tmp_path / f"s.sqlite{n}") as store:
             assert len(store.runs()) == 4

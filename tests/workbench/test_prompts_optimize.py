@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from workbench.prompts.trials import Trials
 GOOD = "Think about what they liked most."
 
 
+@cache
 def task(dev: int = 120, test: int = 200) -> RankingTask:
     return RankingTask("made up", "landscape", rows("train", 10), rows("dev", dev), rows("test", test))
 

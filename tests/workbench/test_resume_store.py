@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from agents.chat.types import ChatRequest, Response
 from agents.types import Persona
 from simulators.events import Action, Exposure, PageRecord
+from tests.processes import Child
 from workbench.store import RunSink, Store
 
 USERS, PAGES, SLOTS, GROUP = 40, 400, 10, 8
@@ -46,20 +45,20 @@ def simulate(sink: RunSink) -> None:
                 upcoming[record.user] += 1
 
 
-def child(store: Path, *arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, __file__, str(store), *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+def go_on(path: Path, run: str) -> None:
+    with Store.open(path) as store:
+        simulate(store.sink(run))
 
 
-def kill_after_first_output(process: subprocess.Popen, seconds: float) -> list[str]:
+def kill_after_first_output(child: Child, seconds: float) -> list[str]:
     """Kills with SIGKILL some time after the first line, and gives all complete lines."""
-    assert process.stdout is not None
-    first = process.stdout.readline()
+    while child.alive and not child.printed():
+        time.sleep(0.001)
     time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    rest = process.stdout.read()
-    assert process.wait() == -signal.SIGKILL, "the child ended before it was killed"
-    return [line for line in (first + rest).splitlines(keepends=True) if line.endswith("\n")]
+    child.send(signal.SIGKILL)
+    code, out, err = child.end()
+    assert code == -signal.SIGKILL, f"the child ended before it was killed: {err}"
+    return [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
@@ -69,7 +68,7 @@ def test_kill_9_loses_no_committed_page_and_doubles_none(tmp_path: Path) -> None
         run = store.start_run("simulate", "killed", {}, 0)
     promised: set[tuple[int, int]] = set()
     for _ in range(5):
-        lines = kill_after_first_output(child(path, run), draw.uniform(0.0, 0.3))
+        lines = kill_after_first_output(Child(tmp_path, go_on, path, run), draw.uniform(0.0, 0.3))
         new = {(int(user), int(number)) for line in lines for user, number in (word.split(":") for word in line.split())}
         assert not new & promised, "a page was written twice"
         promised |= new
@@ -126,7 +125,7 @@ def simulate_until(store: Store, run: str, commits: int) -> None:
 def test_kill_9_loses_no_answer_that_was_put(tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     Store.open(path).close()
-    writers = [child(path, "--answers", str(n)) for n in range(2)]
+    writers = [Child(tmp_path, put_answers, path, str(n)) for n in range(2)]
     keys = [line.strip() for writer in writers for line in kill_after_first_output(writer, 0.2)]
     with Store.open(path) as store:
         cache = store.response_cache()
@@ -135,18 +134,11 @@ def test_kill_9_loses_no_answer_that_was_put(tmp_path: Path) -> None:
     assert answers == [Response(f"answer to {key}", 1, 1) for key in keys]
 
 
-def put_answers(store: Store, writer: str) -> None:
+def put_answers(path: Path, writer: str) -> None:
     """Two processes put the same and different questions."""
-    cache = store.response_cache()
-    for number in range(1_000_000):
-        for key in (f"shared-{number}", f"{writer}-{number}"):
-            cache.put(key, "model", ChatRequest(()), Response(f"answer to {key}", 1, 1))
-            print(key, flush=True)
-
-
-if __name__ == "__main__":
-    with Store.open(sys.argv[1]) as opened:
-        if sys.argv[2] == "--answers":
-            put_answers(opened, sys.argv[3])
-        else:
-            simulate(opened.sink(sys.argv[2]))
+    with Store.open(path) as store:
+        cache = store.response_cache()
+        for number in range(1_000_000):
+            for key in (f"shared-{number}", f"{writer}-{number}"):
+                cache.put(key, "model", ChatRequest(()), Response(f"answer to {key}", 1, 1))
+                print(key, flush=True)
