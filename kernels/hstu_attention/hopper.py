@@ -64,7 +64,7 @@ def forward(
     if time_bias is not None:
         words = _words(by_query, key_times, query_times, offsets, max_seq_len, time_bias.shape[1], False)
     blocks = -(-max_seq_len // _BLOCK)
-    programs = max(min(_processors(q.device), blocks * heads * sequences), 1)
+    programs = _programs(q, blocks * heads * sequences)
     stages, *turns = _FORWARD[width]
     forward_kernel[(programs,)](
         _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), out, offsets, counter, positions, by_pair, words, room, tokens, sequences,
@@ -91,7 +91,7 @@ def backward(
         # nothing at first; whole blocks are written, so that sequences have room behind them.
         added = torch.zeros(1 + sequences * heads * blocks, dtype=torch.int32, device=q.device)
         total = torch.empty(tokens + _BLOCK * sequences, heads, width, dtype=torch.float32, device=q.device)
-        programs = max(min(_processors(q.device), blocks * heads * sequences), 1)
+        programs = _programs(q, blocks * heads * sequences)
         # Pairs of a sequence and a head whose blocks go together: two for each program. More would not stay in the L2 cache.
         group = max(min(-(-2 * programs // blocks), heads * sequences), 1)
         backward_kernel[(programs,)](
@@ -203,6 +203,11 @@ def _copyable(x: Tensor) -> bool:
 @cache
 def _layout(rows: int, width: int, dtype: torch.dtype) -> Any:
     return gl.NVMMASharedLayout.get_default_for([rows, width], _TYPES[dtype])
+
+
+def _programs(q: Tensor, jobs: int) -> int:
+    """One for each multiprocessor that has a job."""
+    return max(min(_processors(q.device), jobs), 1)
 
 
 @cache

@@ -151,15 +151,32 @@ def _narrow(dq_desc, tile, tile_full, whole, out, WIDTH: gl.constexpr):
 
 
 @gluon.jit
-def _score(k, q, g, full, at, left, lines: gl.constexpr, scores: gl.constexpr, STAGES: gl.constexpr):
-    """Starts the scores of the block of keys with the tile `at` of queries, of which `left` count, once it and its gradients have come."""
+def score(k, q, g, full, at, t, left, lines: gl.constexpr, scores: gl.constexpr, STAGES: gl.constexpr):
+    """Starts the scores of a block of keys with the ring's tile `at` of queries, once it and its gradients have come.
+
+    left: how many queries count, from those of t tiles before on.
+    """
     stage = at % STAGES
     mbarrier.wait(full.index(stage), (at // STAGES) & 1)
-    if left < QUERIES:
-        blank(q.index(stage), left, lines)
-        blank(g.index(stage), left, lines)
+    if left < (t + 1) * QUERIES:
+        blank(q.index(stage), left - t * QUERIES, lines)
+        blank(g.index(stage), left - t * QUERIES, lines)
     none = gl.zeros([KEYS, QUERIES], gl.float32, scores)
     return warpgroup_mma(k, q.index(stage).permute((1, 0)), none, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def weigh(y, t, dtype: gl.constexpr, weights: gl.constexpr, scores: gl.constexpr):
+    """Of half scores y [keys, queries] of query tile t: silu, as left factor of a product, and twice its derivative less 1, in float32."""
+    if t * QUERIES < KEYS:
+        key = gl.expand_dims(gl.arange(0, KEYS, layout=gl.SliceLayout(1, scores)), 1)
+        query = gl.expand_dims(t * QUERIES + gl.arange(0, QUERIES, layout=gl.SliceLayout(0, scores)), 0)
+        # Half the score of a pair that counts for nothing: silu and its derivative are exactly 0 there.
+        y = gl.where(query >= key, y, -30.0)
+    slope = tanh(y)
+    h = gl.fma(y, slope, y)
+    # Twice silu's derivative is 1 + tanh + silu * (1 - tanh).
+    return gl.convert_layout(narrow(h, dtype), weights, assert_trivial=True), gl.fma(-h, slope, h) + slope
 
 
 @gluon.jit
@@ -189,20 +206,10 @@ def _attend(places, notes, rest, WIDTH: gl.constexpr, STAGES: gl.constexpr, BUFF
             blank(v, left, lines)
         for t in range(tiles):
             stage = (count + t) % STAGES
-            s = _score(k, q, g, full, count + t, left - t * QUERIES, lines, scores, STAGES)
+            s = score(k, q, g, full, count + t, 0, left - t * QUERIES, lines, scores, STAGES)
             dp = warpgroup_mma(v, g.index(stage).permute((1, 0)), none, use_acc=False, is_async=True)
             s = warpgroup_mma_wait(1, deps=[s])
-            y = s * half_alpha
-            if t * QUERIES < KEYS:
-                key = gl.expand_dims(gl.arange(0, KEYS, layout=gl.SliceLayout(1, scores)), 1)
-                query = gl.expand_dims(t * QUERIES + gl.arange(0, QUERIES, layout=gl.SliceLayout(0, scores)), 0)
-                # Half the score of a pair that counts for nothing: silu and its derivative are exactly 0 there.
-                y = gl.where(query >= key, y, -30.0)
-            slope = tanh(y)
-            h = gl.fma(y, slope, y)
-            p = gl.convert_layout(narrow(h, dtype), weights, assert_trivial=True)
-            # Twice silu's derivative is 1 + tanh + silu * (1 - tanh); this is all but the 1.
-            slope = gl.fma(-h, slope, h) + slope
+            p, slope = weigh(s * half_alpha, t, dtype, weights, scores)
             dv = warpgroup_mma(p, g.index(stage), dv, is_async=True)
             dp = warpgroup_mma_wait(1, deps=[dp])
             ds = narrow(gl.fma(dp, slope, dp), dtype)

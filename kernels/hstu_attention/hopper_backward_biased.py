@@ -12,11 +12,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-from kernels.hstu_attention.hopper_backward import KEYS, QUERIES, async_add
+from kernels.hstu_attention.hopper_backward import KEYS, QUERIES, async_add, score, weigh
 from kernels.hstu_attention.hopper_bias import BUCKETS, MARGIN, position_bias, reserve
 from kernels.hstu_attention.hopper_notes import scalar, write
 from kernels.hstu_attention.hopper_tables import REGISTERS, RESERVED, add_table_gradients, add_time_bias, put_biases
-from kernels.hstu_attention.hopper_tile import blank, keep, narrow, tanh, whole_lines
+from kernels.hstu_attention.hopper_tile import blank, keep, narrow, whole_lines
 
 
 @gluon.jit
@@ -57,18 +57,6 @@ def _add(dq_desc, dq, dq_full, dq_empty, first, tiles, column):
 
 
 @gluon.jit
-def _score(k, q, g, full, t, left, lines: gl.constexpr, scores: gl.constexpr, STAGES: gl.constexpr):
-    """Starts the scores of the block of keys with query tile t, once its queries and gradients have come."""
-    stage = t % STAGES
-    mbarrier.wait(full.index(stage), (t // STAGES) & 1)
-    if left < (t + 1) * QUERIES:
-        blank(q.index(stage), left - t * QUERIES, lines)
-        blank(g.index(stage), left - t * QUERIES, lines)
-    none = gl.zeros([KEYS, QUERIES], gl.float32, scores)
-    return warpgroup_mma(k, q.index(stage).permute((1, 0)), none, use_acc=False, is_async=True)
-
-
-@gluon.jit
 def _attend(places, rest, biases, WIDTH: gl.constexpr, STAGES: gl.constexpr):
     positions, nothing, by_bucket, words, ds_full, ds_empty, words_full = biases
     q, k, v, g, ds_shared, dq_shared, kv_full, full, dq_full, empty, dq_empty = places
@@ -94,7 +82,7 @@ def _attend(places, rest, biases, WIDTH: gl.constexpr, STAGES: gl.constexpr):
         blank(v, left, lines)
     for t in range(tiles):
         stage = t % STAGES
-        s = _score(k, q, g, full, t, left, lines, scores, STAGES)
+        s = score(k, q, g, full, t, t, left, lines, scores, STAGES)
         if not TIGHT:
             dp = warpgroup_mma(v, g.index(stage).permute((1, 0)), none, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0 if TIGHT else 1, deps=[s])
@@ -103,16 +91,7 @@ def _attend(places, rest, biases, WIDTH: gl.constexpr, STAGES: gl.constexpr):
         if by_bucket is not None:
             mbarrier.wait(words_full, t & 1)
             y = add_time_bias(y, words, scores)
-        if t * QUERIES < KEYS:
-            key = gl.expand_dims(gl.arange(0, KEYS, layout=gl.SliceLayout(1, scores)), 1)
-            query = gl.expand_dims(t * QUERIES + gl.arange(0, QUERIES, layout=gl.SliceLayout(0, scores)), 0)
-            # Half the score of a pair that counts for nothing: silu and its derivative are exactly 0 there.
-            y = gl.where(query >= key, y, -30.0)
-        slope = tanh(y)
-        h = gl.fma(y, slope, y)
-        p = gl.convert_layout(narrow(h, dtype), weights, assert_trivial=True)
-        # Twice silu's derivative is 1 + tanh + silu * (1 - tanh); this is all but the 1.
-        slope = gl.fma(-h, slope, h) + slope
+        p, slope = weigh(y, t, dtype, weights, scores)
         if not TIGHT:
             dv = warpgroup_mma(p, g.index(stage), dv, is_async=True)
             dp = warpgroup_mma_wait(1, deps=[dp])
