@@ -11,7 +11,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.hstu_attention.hopper_backward import backward_kernel
-from kernels.hstu_attention.hopper_backward_biased import backward_biased_kernel
 from kernels.hstu_attention.hopper_bias import BUCKETS, MARGIN, prepare_kernel
 from kernels.hstu_attention.hopper_buckets import pair_buckets, tiles
 from kernels.hstu_attention.hopper_forward import forward_kernel
@@ -86,48 +85,41 @@ def backward(
     dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
     sequences = offsets.shape[0] - 1
     blocks = -(-max_seq_len // _BLOCK)
-    if position_bias is None:
-        # The number of the next job, and how many programs have added to each block of queries. The sums of the queries' gradient need
-        # nothing at first; whole blocks are written, so that sequences have room behind them.
-        added = torch.zeros(1 + sequences * heads * blocks, dtype=torch.int32, device=q.device)
-        total = torch.empty(tokens + _BLOCK * sequences, heads, width, dtype=torch.float32, device=q.device)
-        programs = _programs(q, blocks * heads * sequences)
-        # Pairs of a sequence and a head whose blocks go together: two for each program. More would not stay in the L2 cache.
-        group = max(min(-(-2 * programs // blocks), heads * sequences), 1)
-        backward_kernel[(programs,)](
-            _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), _matrix(grad, 64), _matrix(total, 64),
-            added, dq, dk, dv, offsets, tokens, sequences, blocks, heads, group,
-            q.stride(1), k.stride(1), v.stride(1), grad.stride(1), alpha / 2, alpha / 2 / normalizer, 1 / normalizer, width, 2,
-            num_warps=8, maxnreg=168,
-        )  # fmt: skip
-        return dq, dk, dv, v.new_empty(0), v.new_empty(0)
-    # What is summed in float32: the gradients of q and of the tables; and by sequence and head, how many programs have added all they had
-    # to that of q. All parts but the last are of whole lines, so that the next starts where a kernel reads fast.
-    room, timed = _room(position_bias), 0 if time_bias is None else BUCKETS.value * _BLOCK
-    sizes = [q.numel(), heads * timed, -(-heads * room // 4) * 4, sequences * heads]
-    total, times, positions, ends = torch.zeros(sum(sizes), dtype=torch.float32, device=q.device).split(sizes)  # type: ignore[no-untyped-call]
-    total = total.view(q.shape)
-    counter = torch.empty(1, dtype=torch.int32, device=v.device)
-    table, by_bucket, _ = _prepare(position_bias, time_bias, counter)
-    words = None
-    if time_bias is not None:
-        found = _words(by_key, key_times, query_times, offsets, max_seq_len, time_bias.shape[1], True)
-        # The copy engine takes the 128 rows of a tile at a time.
-        words = _Matrix(found, [found.numel() // 16, 16], [16, 1], [_BLOCK, 16], _layout(_BLOCK, 16, torch.int32))
-    backward_biased_kernel[(blocks * heads * (sequences + 1),)](
-        _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), _matrix(grad, 64), _matrix(total, 64), total,
-        ends.view(torch.int32), dq, dk, dv, offsets, table, by_bucket, words, positions, times if timed else None, room,
-        tokens, sequences, blocks, heads,
+    # What starts at zero: float32 sums of the tables' gradients; the number of the next job, and how many programs have added to each
+    # block of queries. Parts are of whole lines, so that the next starts where a kernel reads fast.
+    room = 0 if position_bias is None else _room(position_bias)
+    timed = 0 if time_bias is None else BUCKETS.value * _BLOCK
+    sizes = [heads * timed, -(-heads * room // 4) * 4, 1 + sequences * heads * blocks]
+    times, positions, added = torch.zeros(sum(sizes), dtype=torch.float32, device=q.device).split(sizes)  # type: ignore[no-untyped-call]
+    added = added.view(torch.int32)
+    # Sums of q's gradient; whole blocks are written, so that sequences have room behind them.
+    total = torch.empty(tokens + _BLOCK * sequences, heads, width, dtype=torch.float32, device=q.device)
+    biases: tuple[Any, ...] = (None, None, None, None, None, 0)
+    if position_bias is not None:
+        table, by_bucket, _ = _prepare(position_bias, time_bias, added)
+        words = None
+        if time_bias is not None:
+            found = _words(by_key, key_times, query_times, offsets, max_seq_len, time_bias.shape[1], True)
+            # The copy engine takes the 128 rows of a tile at a time.
+            words = _Matrix(found, [found.numel() // 16, 16], [16, 1], [_BLOCK, 16], _layout(_BLOCK, 16, torch.int32))
+        biases = (table, by_bucket, words, positions, times if timed else None, room)
+    programs = _programs(q, blocks * heads * sequences)
+    # Pairs of a sequence and a head whose blocks go together: two for each program. More would not stay in the L2 cache.
+    group = max(min(-(-2 * programs // blocks), heads * sequences), 1)
+    backward_kernel[(programs,)](
+        _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), _matrix(grad, 64), _matrix(total, 64),
+        added, dq, dk, dv, offsets, *biases, tokens, sequences, blocks, heads, group,
         q.stride(1), k.stride(1), v.stride(1), grad.stride(1), alpha / 2, alpha / 2 / normalizer, 1 / normalizer, width, 2,
-        num_warps=8, maxnreg=128,
+        num_warps=8, maxnreg=168 if position_bias is None else 128,
     )  # fmt: skip
-    position_grad, buckets = torch.empty(position_bias.shape, dtype=position_bias.dtype, device=q.device), 0
-    time_grad = v.new_empty(0)
-    if time_bias is not None:
-        time_grad, buckets = torch.empty(time_bias.shape, dtype=time_bias.dtype, device=q.device), time_bias.shape[1]
-    collect_kernel[(heads, max(-(-position_bias.shape[1] // 512), -(-buckets // 8)))](
-        positions, times if timed else None, position_grad, time_grad if timed else None, room, position_bias.shape[1], buckets
-    )
+    position_grad = time_grad = v.new_empty(0)
+    if position_bias is not None:
+        position_grad, buckets = torch.empty(position_bias.shape, dtype=position_bias.dtype, device=q.device), 0
+        if time_bias is not None:
+            time_grad, buckets = torch.empty(time_bias.shape, dtype=time_bias.dtype, device=q.device), time_bias.shape[1]
+        collect_kernel[(heads, max(-(-position_bias.shape[1] // 512), -(-buckets // 8)))](
+            positions, times if timed else None, position_grad, time_grad if timed else None, room, position_bias.shape[1], buckets
+        )
     return dq, dk, dv, position_grad, time_grad
 
 

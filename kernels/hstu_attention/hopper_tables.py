@@ -10,20 +10,22 @@ Much is assembly: a thread reads where its data says, and a warp goes its own wa
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from kernels.hstu_attention.hopper_bias import BUCKETS
+from kernels.hstu_attention.hopper_notes import hear
 
 KEYS = gl.constexpr(128)
 QUERIES = gl.constexpr(64)
-# Where in shared memory of our own things stand, in bytes: the threads' sums by bucket; sums by distance, of even queries and of odd ones,
-# 256 each; the head's biases by bucket; a place for each thread that goes nowhere.
-SUMS_AT = gl.constexpr(0)
-EVEN_AT = gl.constexpr(64 * 512)
-ODD_AT = gl.constexpr(64 * 512 + 1024)
-BIAS_AT = gl.constexpr(64 * 512 + 2048)
-NOWHERE_AT = gl.constexpr(64 * 512 + 2048 + 256)
-RESERVED = gl.constexpr(35 << 10)
+# Where in shared memory of our own things stand, in bytes: sums by distance, of even queries and of odd ones, 256 each; a place for each
+# thread that goes nowhere; and for times the head's biases by bucket and the threads' sums by bucket.
+EVEN_AT = gl.constexpr(0)
+ODD_AT = gl.constexpr(1024)
+NOWHERE_AT = gl.constexpr(2048)
+BIAS_AT = gl.constexpr(2560)
+SUMS_AT = gl.constexpr(3072)
+RESERVED = gl.constexpr(3 << 10)
+RESERVED_TIMED = gl.constexpr(35 << 10)
 # What `_starting` finds.
 REGISTERS = gl.constexpr(".reg .b32 sums_at, row_at, first<4>, second<4>, reach<4>;")
 
@@ -47,15 +49,22 @@ _MARK = gl.constexpr(0x5EEDF1A6)
 
 @gluon.jit
 def _address(tile):
-    """Where a tile of 16 KiB stands in shared memory, which Gluon does not tell: it is marked and looked for."""
+    """Where a tile of 16 KiB stands in shared memory, which Gluon does not tell: it is marked and looked for.
+
+    The mark goes at once: shared memory outlives a program, and the next one's tile may stand elsewhere.
+    """
+    lines: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [4, 1], [1, 0])
     words = tile._reinterpret(gl.int32, [KEYS, QUERIES // 2], gl.NVMMASharedLayout(128, 32, 2))
-    words.store(gl.full([KEYS, QUERIES // 2], _MARK, gl.int32, gl.BlockedLayout([1, 4], [4, 8], [4, 1], [1, 0])))
+    words.store(gl.full([KEYS, QUERIES // 2], _MARK, gl.int32, lines))
     gl.thread_barrier()
     at = 1024 * gl.arange(0, 256, layout=gl.BlockedLayout([1], [32], [4], [0]))
     asm: gl.constexpr = """{ .reg .pred p; .reg .b32 b; mov.b32 $0, 0; mov.u32 b, %total_smem_size; setp.lt.u32 p, $1, b;
         setp.ge.and.u32 p, $1, 1024, p; @p ld.shared.b32 $0, [$1]; }"""
     found = gl.inline_asm_elementwise(asm, "=&r,r", [at], dtype=gl.int32, is_pure=False, pack=1)
-    return gl.min(gl.where(found == _MARK, at, 1 << 30), 0)
+    address = gl.min(gl.where(found == _MARK, at, 1 << 30), 0)
+    gl.thread_barrier()
+    words.store(gl.zeros([KEYS, QUERIES // 2], gl.int32, lines))
+    return address
 
 
 @gluon.jit
@@ -117,8 +126,8 @@ def _starting():
     others, `reach` their rows.
     """
     lines = [
-        """{ .reg .pred p; .reg .b32 a, b, c, r; mov.b32 a, bias_tables; mad.lo.s32 sums_at, $1, 4, a; mad.lo.s32 row_at, $1, 128, $2;
-        and.b32 b, $1, 7; mad.lo.s32 row_at, b, 16, row_at; setp.ge.s32 p, $1, 96;"""
+        f"""{{ .reg .pred p; .reg .b32 a, b, c, r; mov.b32 a, bias_tables; mad.lo.s32 sums_at, $1, 4, a; mad.lo.s32 row_at, $1, 128, $2;
+        add.s32 sums_at, sums_at, {SUMS_AT.value}; and.b32 b, $1, 7; mad.lo.s32 row_at, b, 16, row_at; setp.ge.s32 p, $1, 96;"""
     ]
     for b in range(4):
         lines.append(
@@ -226,6 +235,8 @@ def _take(words, words_full, words_empty, t):
     """A tile's words [keys, 16] in four."""
     mbarrier.wait(words_full, t & 1)
     x = words.load(WORDS)
+    # Words that are still on their way to registers must not be overtaken by the copy engine, which waits for no barrier of threads.
+    fence_async_shared()
     mbarrier.arrive(words_empty, count=1)
     low, high = gl.split(gl.permute(gl.reshape(x, [KEYS, 2, 2, 4]), (0, 3, 1, 2)))
     a, c = gl.split(low)
@@ -237,64 +248,82 @@ def _take(words, words_full, words_empty, t):
 
 
 @gluon.jit
-def add_table_gradients(ds, sums, words, bars, tiles):
+def add_table_gradients(ds, tables, words, bars, notes, heads):
     """Adds tiles of scores' gradients [keys, queries] from the diagonal on to those of the tables.
 
-    sums: position_grad, where distance 0 is counted, and time_grad [BUCKETS, KEYS].
+    tables: position_grad [H, room] and time_grad [H, BUCKETS, KEYS], room, and what all is multiplied by.
     """
-    position_grad, time_grad, scale = sums
+    position_grad, time_grad, room, scale = tables
     ds_full, ds_empty, words_full, words_empty = bars
     key = gl.arange(0, KEYS, layout=LINE)
     zero = gl.zeros([KEYS], gl.int32, LINE)
     start: gl.constexpr = _starting()
     gl.inline_asm_elementwise(start, "=r,r,r", [key, zero + _address(ds)], dtype=gl.int32, is_pure=False, pack=1)
-    # Four, which nobody who unrolls loops knows.
-    parts = 4 * gl.minimum(tiles, 1)
-    for n in gl.static_range(4):
-        put(EVEN_AT + 512 * n + 4 * key, zero)
-    if words is not None:
-        for bucket in range(parts * (BUCKETS // 4)):
-            put(SUMS_AT + 4 * key + 512 * bucket, zero)
-        x0, x1, x2, x3 = _take(words, words_full, words_empty, 0)
-    gl.thread_barrier()
-    mbarrier.arrive(ds_empty, count=1)
     nowhere = NOWHERE_AT + 4 * key
     # Distances of what a thread finds first, and second, which the first 65 threads do not.
     one = gl.where(key >= 96, KEYS - key, -key)
     other = gl.where(key >= 96, -key, KEYS - key)
-    for t in range(tiles):
-        mbarrier.wait(ds_full, t & 1)
-        if words is not None:
-            count: gl.constexpr = _counting(ds.dtype)
-            for part in range(parts):
-                at = gl.zeros([KEYS, 4], gl.int32, QUARTER) + 32 * part
-                gl.inline_asm_elementwise(count, "=r,r,r,r,r,r,r,r,r", [x0, at], dtype=gl.int8, is_pure=False, pack=4)
-                x0, x1, x2, x3 = x1, x2, x3, x0
-        along: gl.constexpr = _going_along(ds.dtype)
-        even_one, odd_one, even_other, odd_other = gl.inline_asm_elementwise(
-            along, "=&f,=&f,=&f,=&f,r", [key], dtype=(gl.float32, gl.float32, gl.float32, gl.float32), is_pure=False, pack=1
-        )
-        at_one, at_odd_one = EVEN_AT + 4 * ((one + t * QUERIES) & 255), ODD_AT + 4 * ((one + t * QUERIES + 1) & 255)
-        at_other = gl.where(key > 64, EVEN_AT + 4 * ((other + t * QUERIES) & 255), nowhere)
-        at_odd_other = gl.where(key > 64, ODD_AT + 4 * ((other + t * QUERIES + 1) & 255), nowhere)
-        a, b, c, d = get(at_one), get(at_odd_one), get(at_other), get(at_odd_other)
-        put(at_one, a + even_one)
-        put(at_odd_one, b + odd_one)
-        put(at_other, c + even_other)
-        put(at_odd_other, d + odd_other)
-        gl.thread_barrier()
-        mbarrier.arrive(ds_empty, count=1)
-        if words is not None:  # noqa: SIM102
-            if t + 1 < tiles:
-                x0, x1, x2, x3 = _take(words, words_full, words_empty, t + 1)
-        # 64 distances will not be seen again.
-        _leave(position_grad, t * QUERIES - QUERIES - key, scale, key < QUERIES, nowhere)
-    _leave(position_grad, tiles * QUERIES - key, scale, key >= 0, nowhere)
+    for n in gl.static_range(4):
+        put(EVEN_AT + 512 * n + 4 * key, zero)
     if words is not None:
-        for some in range(parts * (BUCKETS // 4) // 8):
-            for n in gl.static_range(8):
-                x = get(SUMS_AT + 4 * key + 512 * (8 * some + n))
-                gl.atomic_add(time_grad + (8 * some + n) * KEYS + key, x * scale, mask=x != 0, sem="relaxed")
+        for bucket in range(BUCKETS):
+            put(SUMS_AT + 4 * key + 512 * bucket, zero)
+    gl.thread_barrier()
+    mbarrier.arrive(ds_empty, count=1)
+    taken = 0
+    count = 0
+    block, pair, _, length = hear(notes, taken)
+    while block >= 0:
+        left = length - block * KEYS
+        tiles = (left + QUERIES - 1) // QUERIES
+        # Four, which nobody who unrolls loops knows.
+        parts = 4 * gl.minimum(tiles, 1)
+        by_distance = position_grad + (pair % heads).to(gl.int64) * room
+        if words is not None:
+            x0, x1, x2, x3 = _take(words, words_full, words_empty, count)
+        for t in range(tiles):
+            mbarrier.wait(ds_full, (count + t) & 1)
+            if words is not None:
+                adding: gl.constexpr = _counting(ds.dtype)
+                for part in range(parts):
+                    at = gl.zeros([KEYS, 4], gl.int32, QUARTER) + 32 * part
+                    gl.inline_asm_elementwise(adding, "=r,r,r,r,r,r,r,r,r", [x0, at], dtype=gl.int8, is_pure=False, pack=4)
+                    x0, x1, x2, x3 = x1, x2, x3, x0
+            along: gl.constexpr = _going_along(ds.dtype)
+            even_one, odd_one, even_other, odd_other = gl.inline_asm_elementwise(
+                along, "=&f,=&f,=&f,=&f,r", [key], dtype=(gl.float32, gl.float32, gl.float32, gl.float32), is_pure=False, pack=1
+            )
+            at_one, at_odd_one = EVEN_AT + 4 * ((one + t * QUERIES) & 255), ODD_AT + 4 * ((one + t * QUERIES + 1) & 255)
+            at_other = gl.where(key > 64, EVEN_AT + 4 * ((other + t * QUERIES) & 255), nowhere)
+            at_odd_other = gl.where(key > 64, ODD_AT + 4 * ((other + t * QUERIES + 1) & 255), nowhere)
+            a, b, c, d = get(at_one), get(at_odd_one), get(at_other), get(at_odd_other)
+            put(at_one, a + even_one)
+            put(at_odd_one, b + odd_one)
+            put(at_other, c + even_other)
+            put(at_odd_other, d + odd_other)
+            gl.thread_barrier()
+            mbarrier.arrive(ds_empty, count=1)
+            if words is not None:  # noqa: SIM102
+                if t + 1 < tiles:
+                    x0, x1, x2, x3 = _take(words, words_full, words_empty, count + t + 1)
+            # 64 distances will not be seen again.
+            _leave(by_distance, t * QUERIES - QUERIES - key, scale, key < QUERIES, nowhere)
+        _leave(by_distance, tiles * QUERIES - key, scale, key >= 0, nowhere)
+        if words is not None:
+            # Two threads have a bucket; each goes through the sums of 64 keys, and no two of a warp read from one bank.
+            gl.thread_barrier()
+            of_bucket = gl.zeros([KEYS], gl.float32, LINE)
+            for some in range(parts * 2):
+                for n in gl.static_range(8):
+                    at = SUMS_AT + 512 * (key & 63) + 4 * ((key & 64) + ((8 * some + n + key) & 63))
+                    of_bucket += get(at)
+                    put(at, zero)
+            gl.thread_barrier()
+            at_bucket = time_grad + ((pair % heads) * BUCKETS + (key & 63)) * KEYS + (2 * gl.program_id(0) + key // 64) % KEYS
+            gl.atomic_add(at_bucket, of_bucket * scale, sem="relaxed")
+        count += tiles
+        taken += 1
+        block, pair, _, length = hear(notes, taken)
 
 
 @gluon.jit

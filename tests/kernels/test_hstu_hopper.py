@@ -231,7 +231,7 @@ class Compile:
     def compile(self, kernel):
         own = sum(int(size) for size in re.findall(r"bias_tables\\[(\\d+)\\]", kernel.asm["ptx"]))
         print(kernel.metadata.shared + own)
-for name in ("forward_kernel", "backward_kernel", "backward_biased_kernel", "prepare_kernel", "collect_kernel"):
+for name in ("forward_kernel", "backward_kernel", "prepare_kernel", "collect_kernel"):
     setattr(hopper, name, Compile(getattr(hopper, name)))
 hopper_buckets.launch = lambda kernel, grid, *a, **o: Compile(kernel)[(grid,)](*a, **o)
 hopper._processors = lambda device: 132
