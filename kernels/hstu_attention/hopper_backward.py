@@ -191,6 +191,7 @@ def _narrow(dq_desc, tile, tile_full, dq_empty, whole, out, WIDTH: gl.constexpr,
                 x = tile.slice(part * 8, 8).load(lines) * scale
                 gl.store(dq_out + to, narrow(x, dq_out.dtype.element_ty), mask=gl.expand_dims(line < left, 1))
             if SHARED:
+                fence_async_shared()
                 mbarrier.arrive(dq_empty.index(0), count=1)
             narrowed += 1
         at += 1

@@ -28,55 +28,105 @@ from kernels.hstu_attention.hopper_tile import blank, keep, narrow, tanh, whole_
 
 ROWS = gl.constexpr(64)
 KEYS = gl.constexpr(128)
+# Of how many one warp knows the jobs at a time.
+SEQUENCES = gl.constexpr(128)
+
+
+@gluon.jit
+def _sum(a, b):
+    return a + b
+
+
+@gluon.jit
+def _jobs_up_to(offsets, first, sequences, blocks, heads):
+    """Of sequences `first` and on, one a number: how many jobs they and those before them, from `first` on, have; and how many all have."""
+    lanes: gl.constexpr = gl.BlockedLayout([SEQUENCES // 32], [32], [1], [0])
+    sequence = first + gl.arange(0, SEQUENCES, layout=lanes)
+    row = gl.load(offsets + gl.minimum(sequence, sequences))
+    end = gl.load(offsets + gl.minimum(sequence + 1, sequences))
+    mine = gl.minimum(((end - row).to(gl.int32) + KEYS - 1) // KEYS, blocks) * heads
+    up_to = gl.associative_scan(mine, 0, _sum)
+    return up_to, gl.max(up_to, 0)
+
+
+@gluon.jit
+def _seek(job, first, before, up_to, known, offsets, sequences, blocks, heads):
+    """Goes on to the sequences `first` and on that have job number `job`; before: the jobs of those in front of them."""
+    while (job >= before + known) & (first < sequences):
+        first += SEQUENCES
+        before += known
+        up_to, known = _jobs_up_to(offsets, first, sequences, blocks, heads)
+    return first, before, up_to, known
+
+
+@gluon.jit
+def _load_tile(descs, places, at, row, k_column, v_column, STAGES: gl.constexpr):
+    """Has 128 keys and their values come to places `at` of the rings."""
+    q_desc, k_desc, v_desc = descs
+    q, k, v, q_full, q_empty, k_full, v_full, k_empty, v_empty, turn = places
+    stage = at % STAGES
+    free = (at // STAGES + 1) & 1
+    mbarrier.wait(k_empty.index(stage), free)
+    mbarrier.expect(k_full.index(stage), k_desc.block_type.nbytes)
+    tma.async_copy_global_to_shared(k_desc, [row, k_column], k_full.index(stage), k.index(stage))
+    mbarrier.wait(v_empty.index(stage), free)
+    mbarrier.expect(v_full.index(stage), v_desc.block_type.nbytes)
+    tma.async_copy_global_to_shared(v_desc, [row, v_column], v_full.index(stage), v.index(stage))
 
 
 @gluon.jit
 def _load(descs, places, notes, work, by_pair, STAGES: gl.constexpr):
+    """Takes blocks of queries until none is left, tells the others, and has their tiles come.
+
+    Jobs are numbered over the blocks that sequences have, so that ragged batches are as dense ones.
+    """
     q_desc, k_desc, v_desc = descs
     q, k, v, q_full, q_empty, k_full, v_full, k_empty, v_empty, turn = places
     note_m, note_row, note_length, note_head, note_sequence = notes
-    offsets, counter, total, blocks, heads, q_head, k_head, v_head = work
-    job = gl.program_id(0)
+    offsets, counter, sequences, blocks, heads, q_head, k_head, v_head = work
+    lane = gl.arange(0, 32, layout=gl.BlockedLayout([1], [32], [1], [0]))
     taken = 0
     count = 0
-    while job < total:
-        m = blocks - 1 - job % blocks
-        head = (job // blocks) % heads
-        sequence = job // blocks // heads
+    job = gl.program_id(0)
+    first, before = gl.to_tensor(0), gl.to_tensor(0)
+    up_to, known = _jobs_up_to(offsets, first, sequences, blocks, heads)
+    first, before, up_to, known = _seek(job, first, before, up_to, known, offsets, sequences, blocks, heads)
+    while first < sequences:
+        job -= before
+        sequence = first + gl.sum((up_to <= job).to(gl.int32), 0)
+        job -= gl.max(gl.where(up_to <= job, up_to, 0), 0)
         row = gl.load(offsets + sequence).to(gl.int32)
         length = gl.load(offsets + sequence + 1).to(gl.int32) - row
-        if m * KEYS < length:
-            slot = taken & 1
-            mbarrier.wait(q_empty.index(slot), (taken // 2 + 1) & 1)
-            write(note_m.index(slot), m)
-            write(note_row.index(slot), row)
-            write(note_length.index(slot), length)
-            write(note_head.index(slot), head)
-            if by_pair is not None:
-                write(note_sequence.index(slot), sequence)
-                start_table(slot * TABLE, by_pair + head * (BUCKETS * BUCKETS))
-            mbarrier.expect(q_full.index(slot), 2 * q_desc.block_type.nbytes)
-            for g in gl.static_range(2):
-                tma.async_copy_global_to_shared(
-                    q_desc, [row + m * KEYS + g * ROWS, head * q_head], q_full.index(slot), q.index(slot * 2 + g)
-                )
-            tiles = m + 1
-            for t in range(tiles):
-                stage = (count + t) % STAGES
-                free = ((count + t) // STAGES + 1) & 1
-                key = row + (tiles - 1 - t) * KEYS
-                mbarrier.wait(k_empty.index(stage), free)
-                mbarrier.expect(k_full.index(stage), k_desc.block_type.nbytes)
-                tma.async_copy_global_to_shared(k_desc, [key, head * k_head], k_full.index(stage), k.index(stage))
-                mbarrier.wait(v_empty.index(stage), free)
-                mbarrier.expect(v_full.index(stage), v_desc.block_type.nbytes)
-                tma.async_copy_global_to_shared(v_desc, [key, head * v_head], v_full.index(stage), v.index(stage))
-                if by_pair is not None and t == 0:
-                    end_table()
-                    mbarrier.arrive(q_full.index(slot), count=1)
-            count += tiles
-            taken += 1
-        job = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
+        inside = gl.minimum((length + KEYS - 1) // KEYS, blocks)
+        head = job // inside
+        m = inside - 1 - job % inside
+        slot = taken & 1
+        mbarrier.wait(q_empty.index(slot), (taken // 2 + 1) & 1)
+        write(note_m.index(slot), m)
+        write(note_row.index(slot), row)
+        write(note_length.index(slot), length)
+        write(note_head.index(slot), head)
+        if by_pair is not None:
+            write(note_sequence.index(slot), sequence)
+            start_table(slot * TABLE, by_pair + head * (BUCKETS * BUCKETS))
+        mbarrier.expect(q_full.index(slot), 2 * q_desc.block_type.nbytes)
+        for g in gl.static_range(2):
+            tma.async_copy_global_to_shared(q_desc, [row + m * KEYS + g * ROWS, head * q_head], q_full.index(slot), q.index(slot * 2 + g))
+        for t in range(m):
+            _load_tile(descs, places, count + t, row + (m - t) * KEYS, head * k_head, head * v_head, STAGES)
+            if by_pair is not None and t == 0:
+                end_table()
+                mbarrier.arrive(q_full.index(slot), count=1)
+        # The next job's number comes while the last tiles wait for room.
+        number = gl.atomic_add(counter + lane, gl.full_like(lane, 1), mask=lane == 0, sem="relaxed")
+        _load_tile(descs, places, count + m, row, head * k_head, head * v_head, STAGES)
+        if by_pair is not None and m == 0:
+            end_table()
+            mbarrier.arrive(q_full.index(slot), count=1)
+        count += m + 1
+        taken += 1
+        job = gl.num_programs(0) + gl.sum(gl.where(lane == 0, number, 0), 0)
+        first, before, up_to, known = _seek(job, first, before, up_to, known, offsets, sequences, blocks, heads)
     slot = taken & 1
     mbarrier.wait(q_empty.index(slot), (taken // 2 + 1) & 1)
     write(note_m.index(slot), -1)
@@ -288,7 +338,7 @@ def forward_kernel(q_desc, k_desc, v_desc, out, offsets, counter, positions, by_
         note_sequence = gl.allocate_shared_memory(gl.int32, [2, 1], flat)
     notes = (note_m, note_row, note_length, note_head, note_sequence)
     biases = (positions, room, all_words, blocks)
-    work = (offsets, counter, blocks * heads * sequences, blocks, heads, q_head, k_head, v_head)
+    work = (offsets, counter, sequences, blocks, heads, q_head, k_head, v_head)
     rest = (out, half_alpha, scale, heads * WIDTH)
     gl.warp_specialize(
         [
