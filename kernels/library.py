@@ -66,6 +66,11 @@ def differentiable(operator: Operator, save: Callable[..., None], backward: Call
     _LIBRARY.impl(operator.name, _function(below, save, backward), "Autograd")  # type: ignore[no-untyped-call]
 
 
+def shaped_like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Unwritten tensors of the shapes and types of others, row after row, as gradients of them are."""
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors)
+
+
 def _function(run: Callable[..., Any], save: Callable[..., None], backward_: Callable[..., Any]) -> Callable[..., Any]:
     """run, known to autograd, which looks at each argument for long and is therefore shown only those that learn."""
 

@@ -16,6 +16,7 @@ from kernels.hstu_attention.hopper_buckets import pair_buckets, tiles
 from kernels.hstu_attention.hopper_forward import forward_kernel
 from kernels.hstu_attention.hopper_tables import collect_kernel
 from kernels.launching import launch
+from kernels.library import shaped_like
 
 _TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32, torch.int32: gl.int32}
 _BLOCK = 128
@@ -53,7 +54,7 @@ def forward(
 ) -> Tensor:  # fmt: skip
     """`hstu_attention` [T, H, D] of an eligible call; by_query: its `pair_buckets`, found here where not given."""
     tokens, heads, width = q.shape
-    out = _fresh(v)
+    (out,) = shaped_like(v)
     sequences = offsets.shape[0] - 1
     positions, by_pair, words, room = None, None, None, 0
     if position_bias is None:
@@ -83,7 +84,7 @@ def backward(
     tokens, heads, width = q.shape
     if not _copyable(grad):
         grad = grad.contiguous()
-    dq, dk, dv = _fresh(q), _fresh(q), _fresh(q)
+    dq, dk, dv = shaped_like(q, k, v)
     sequences = offsets.shape[0] - 1
     blocks = -(-max_seq_len // _BLOCK)
     # What starts at zero: float32 sums of the tables' gradients; the number of the next job, and how many programs have added to each
@@ -115,9 +116,9 @@ def backward(
     )  # fmt: skip
     position_grad = time_grad = v.new_empty(0)
     if position_bias is not None:
-        position_grad, buckets = _fresh(position_bias), 0
+        (position_grad,), buckets = shaped_like(position_bias), 0
         if time_bias is not None:
-            time_grad, buckets = _fresh(time_bias), time_bias.shape[1]
+            (time_grad,), buckets = shaped_like(time_bias), time_bias.shape[1]
         launch(
             collect_kernel, (heads, max(-(-position_bias.shape[1] // 512), -(-buckets // 8))),
             positions, times if timed else None, position_grad, time_grad if timed else None, room, position_bias.shape[1], buckets,
@@ -206,11 +207,6 @@ def _copyable(x: Tensor) -> bool:
     """Whether the copy engine can read x [T, H, D] as a matrix of T rows."""
     row, head, element = x.stride()
     return element == 1 and row % 8 == 0 and 0 <= (x.shape[1] - 1) * head <= row - x.shape[2] and x.data_ptr() % 16 == 0
-
-
-def _fresh(like: Tensor) -> Tensor:
-    """An empty tensor of that shape and type, its rows in order. `torch.empty` takes longer, to read its arguments."""
-    return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
 def _programs(q: Tensor, jobs: int) -> int:
