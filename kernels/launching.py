@@ -6,8 +6,8 @@ short sequences that takes longer than the kernel runs. Here what it found is ke
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,14 @@ _Launcher = Callable[[Grid, list[Any]], None]
 _known: dict[tuple[Any, ...], _Launcher] = {}
 
 
-def launch(kernel: Any, grid: Grid, *arguments: Tensor | float | None, **options: Any) -> None:
+class Descriptor(Protocol):
+    """An argument that says itself what of it a kernel is compiled for: a tensor's descriptor."""
+
+    @property
+    def kind(self) -> Hashable: ...
+
+
+def launch(kernel: Any, grid: Grid, *arguments: Tensor | int | float | Descriptor | None, **options: Any) -> None:
     """Runs a Triton kernel.
 
     arguments: its own but the constants, which stand last in its signature, in its order; options: the constants, always named in one
@@ -26,19 +33,22 @@ def launch(kernel: Any, grid: Grid, *arguments: Tensor | float | None, **options
     """
     kinds: list[Any] = []
     values: list[Any] = []
-    pointers = device = 0
+    pointers = 0
+    tensor: Tensor
     for x in arguments:
-        if isinstance(x, Tensor):
-            pointer = x.data_ptr()
+        if type(x) is int:
+            # What whole numbers are compiled for: 1, multiples of 16, and whether they need 64 bits.
+            kinds.append(x if x == 1 else 2 * (x % 16 == 0) + 4 * (x >> 31))
+            values.append(x)
+        elif isinstance(x, Tensor):
+            tensor, pointer = x, x.data_ptr()
             pointers |= pointer
-            device = x.get_device()
             kinds.append(x.dtype)
             values.append(pointer)
         else:
-            # What whole numbers are compiled for: multiples of 16, 1, and whether they need 64 bits.
-            kinds.append((x % 16 == 0) + 2 * (x == 1) + 4 * (x >> 31) if type(x) is int else type(x))
+            kinds.append(getattr(x, "kind", type(x)))
             values.append(x)
-    key = (kernel.fn, device, *kinds, *options.values())
+    key = (kernel.fn, tensor.get_device(), *kinds, *options.values())
     if pointers % 16:
         # Loads may be wide where a pointer is a multiple of 16 bytes, as nearly all are.
         key += tuple(x % 16 == 0 for x in values if type(x) is int)

@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
 _LIBRARY = torch.library.Library("workbench", "FRAGMENT")  # type: ignore[no-untyped-call]
+# Types of inputs that nobody watches, and nearly all there are.
+_PLAIN = {Tensor, Parameter, int, float, bool, type(None)}
 
 
 class Operator:
@@ -27,7 +29,7 @@ class Operator:
     def __init__(self, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
         self.name = schema[: schema.index("(")]
         self.run = run
-        self.function: type[torch.autograd.Function] | None = None
+        self.function: Callable[..., Any] | None = None
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
         for device in ("CUDA", "CPU"):
             _LIBRARY.impl(self.name, run, device)  # type: ignore[no-untyped-call]
@@ -42,7 +44,7 @@ class Operator:
         if self.function is None:
             # Without a backward, autograd knows whom to warn.
             return self.registered(*inputs)
-        return self.function.apply(*inputs) if _learns(inputs) else self.run(*inputs)  # type: ignore[no-untyped-call]
+        return self.function(*inputs)
 
 
 operator = Operator
@@ -60,32 +62,39 @@ def differentiable(operator: Operator, save: Callable[..., None], backward: Call
         with torch._C._AutoDispatchBelowAutograd():
             return operator.registered(*inputs)
 
-    def run(*inputs: Any) -> Any:
-        return dispatched.apply(*inputs) if torch.is_grad_enabled() and _learns(inputs) else below(*inputs)  # type: ignore[no-untyped-call]
-
-    dispatched = _function(below, save, backward)
     operator.function = _function(operator.run, save, backward)
-    _LIBRARY.impl(operator.name, run, "Autograd")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(operator.name, _function(below, save, backward), "Autograd")  # type: ignore[no-untyped-call]
 
 
-def _function(run: Callable[..., Any], save: Callable[..., None], backward_: Callable[..., Any]) -> type[torch.autograd.Function]:
+def shaped_like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Unwritten tensors of the shapes and types of others, row after row, as gradients of them are."""
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors)
+
+
+def _function(run: Callable[..., Any], save: Callable[..., None], backward_: Callable[..., Any]) -> Callable[..., Any]:
+    """run, known to autograd, which looks at each argument for long and is therefore shown only those that learn."""
+
     class Generated(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
+        def forward(ctx: Any, inputs: tuple[Any, ...], places: list[int], *_: Tensor) -> Any:
             output = run(*inputs)
             save(ctx, inputs, output)
+            ctx.places = places
             return output
 
         @staticmethod
         @once_differentiable
         def backward(ctx: Any, *grads: Any) -> Any:
-            return backward_(ctx, *grads)
+            found = backward_(ctx, *grads)
+            return None, None, *(found[place] for place in ctx.places)
 
-    return Generated
+    def function(*inputs: Any) -> Any:
+        places = [place for place, x in enumerate(inputs) if getattr(x, "requires_grad", False)] if torch.is_grad_enabled() else []
+        if not places:
+            return run(*inputs)
+        return Generated.apply(inputs, places, *(inputs[place] for place in places))  # type: ignore[no-untyped-call]
 
-
-def _learns(inputs: tuple[Any, ...]) -> bool:
-    return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    return function
 
 
 def _watched(inputs: tuple[Any, ...]) -> bool:
@@ -94,5 +103,5 @@ def _watched(inputs: tuple[Any, ...]) -> bool:
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(isinstance(x, Tensor) and type(x) is not Tensor and type(x) is not Parameter for x in inputs)
+        or any(issubclass(kind, Tensor) for kind in set(map(type, inputs)) - _PLAIN)
     )

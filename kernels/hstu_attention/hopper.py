@@ -15,6 +15,8 @@ from kernels.hstu_attention.hopper_bias import BUCKETS, MARGIN, prepare_kernel
 from kernels.hstu_attention.hopper_buckets import pair_buckets, tiles
 from kernels.hstu_attention.hopper_forward import forward_kernel
 from kernels.hstu_attention.hopper_tables import collect_kernel
+from kernels.launching import launch
+from kernels.library import shaped_like
 
 _TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32, torch.int32: gl.int32}
 _BLOCK = 128
@@ -36,7 +38,7 @@ def eligible(q: Tensor, k: Tensor, v: Tensor, max_seq_len: int) -> bool:
         and _copyable(q)
         and _copyable(k)
         and _copyable(v)
-        and torch.cuda.get_device_capability(q.device)[0] == 9
+        and _generation(q.device) == 9
     )
 
 
@@ -52,7 +54,7 @@ def forward(
 ) -> Tensor:  # fmt: skip
     """`hstu_attention` [T, H, D] of an eligible call; by_query: its `pair_buckets`, found here where not given."""
     tokens, heads, width = q.shape
-    out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    (out,) = shaped_like(v)
     sequences = offsets.shape[0] - 1
     positions, by_pair, words, room = None, None, None, 0
     if position_bias is None:
@@ -65,10 +67,10 @@ def forward(
     blocks = -(-max_seq_len // _BLOCK)
     programs = _programs(q, blocks * heads * sequences)
     stages, *turns = _FORWARD[width]
-    forward_kernel[(programs,)](
-        _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), out, offsets, counter, positions, by_pair, words, room, tokens, sequences,
-        blocks, heads, q.stride(1), k.stride(1), v.stride(1), alpha / 2, 1 / normalizer, width, stages, turns[time_bias is not None],
-        num_warps=4, maxnreg=168,
+    launch(
+        forward_kernel, programs, _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), out, offsets, counter, positions, by_pair, words,
+        room, tokens, sequences, blocks, heads, q.stride(1), k.stride(1), v.stride(1), alpha / 2, 1 / normalizer,
+        WIDTH=width, STAGES=stages, TURNS=turns[time_bias is not None], num_warps=4, maxnreg=168,
     )  # fmt: skip
     return out
 
@@ -82,7 +84,7 @@ def backward(
     tokens, heads, width = q.shape
     if not _copyable(grad):
         grad = grad.contiguous()
-    dq, dk, dv = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    dq, dk, dv = shaped_like(q, k, v)
     sequences = offsets.shape[0] - 1
     blocks = -(-max_seq_len // _BLOCK)
     # What starts at zero: float32 sums of the tables' gradients; the number of the next job, and how many programs have added to each
@@ -90,7 +92,7 @@ def backward(
     room = 0 if position_bias is None else _room(position_bias)
     timed = 0 if time_bias is None else BUCKETS.value * _BLOCK
     sizes = [heads * timed, -(-heads * room // 4) * 4, 1 + sequences * heads * blocks]
-    times, positions, added = torch.zeros(sum(sizes), dtype=torch.float32, device=q.device).split(sizes)  # type: ignore[no-untyped-call]
+    times, positions, added = torch.zeros(sum(sizes), dtype=torch.float32, device=q.device).split_with_sizes(sizes)
     added = added.view(torch.int32)
     # Sums of q's gradient; whole blocks are written, so that sequences have room behind them.
     total = torch.empty(tokens + _BLOCK * sequences, heads, width, dtype=torch.float32, device=q.device)
@@ -101,25 +103,26 @@ def backward(
         if time_bias is not None:
             found = _words(by_key, key_times, query_times, offsets, max_seq_len, time_bias.shape[1], True)
             # The copy engine takes the 128 rows of a tile at a time.
-            words = _Matrix(found, [found.numel() // 16, 16], [16, 1], [_BLOCK, 16], _layout(_BLOCK, 16, torch.int32))
+            words = _Matrix(found, [found.numel() // 16, 16], [16, 1], _BLOCK, 16)
         biases = (table, by_bucket, words, positions, times if timed else None, room)
     programs = _programs(q, blocks * heads * sequences)
     # Pairs of a sequence and a head whose blocks go together: two for each program. More would not stay in the L2 cache.
     group = max(min(-(-2 * programs // blocks), heads * sequences), 1)
-    backward_kernel[(programs,)](
-        _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), _matrix(grad, 64), _matrix(total, 64),
+    launch(
+        backward_kernel, programs, _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), _matrix(grad, 64), _matrix(total, 64),
         added, dq, dk, dv, offsets, *biases, tokens, sequences, blocks, heads, group,
-        q.stride(1), k.stride(1), v.stride(1), grad.stride(1), alpha / 2, alpha / 2 / normalizer, 1 / normalizer, width, 2,
-        num_warps=8, maxnreg=168 if position_bias is None else 128,
+        q.stride(1), k.stride(1), v.stride(1), grad.stride(1), alpha / 2, alpha / 2 / normalizer, 1 / normalizer,
+        WIDTH=width, STAGES=2, num_warps=8, maxnreg=168 if position_bias is None else 128,
     )  # fmt: skip
     position_grad = time_grad = v.new_empty(0)
     if position_bias is not None:
-        position_grad, buckets = torch.empty(position_bias.shape, dtype=position_bias.dtype, device=q.device), 0
+        (position_grad,), buckets = shaped_like(position_bias), 0
         if time_bias is not None:
-            time_grad, buckets = torch.empty(time_bias.shape, dtype=time_bias.dtype, device=q.device), time_bias.shape[1]
-        collect_kernel[(heads, max(-(-position_bias.shape[1] // 512), -(-buckets // 8)))](
-            positions, times if timed else None, position_grad, time_grad if timed else None, room, position_bias.shape[1], buckets
-        )
+            (time_grad,), buckets = shaped_like(time_bias), time_bias.shape[1]
+        launch(
+            collect_kernel, (heads, max(-(-position_bias.shape[1] // 512), -(-buckets // 8))),
+            positions, times if timed else None, position_grad, time_grad if timed else None, room, position_bias.shape[1], buckets,
+        )  # fmt: skip
     return dq, dk, dv, position_grad, time_grad
 
 
@@ -163,38 +166,47 @@ def _prepare(position_bias: Tensor, time_bias: Tensor | None, counter: Tensor, p
     # The second starts where a kernel reads fast.
     sizes = [-(-heads * room // 4) * 4, heads * second]
     dtype = torch.int32 if paired else torch.float32
-    positions, table = torch.empty(sum(sizes), dtype=dtype, device=position_bias.device).split(sizes)  # type: ignore[no-untyped-call]
+    positions, table = torch.empty(sum(sizes), dtype=dtype, device=position_bias.device).split_with_sizes(sizes)
     by_bucket, by_pair = (None, table) if paired else (None if time_bias is None else table, None)
-    prepare_kernel[(heads, -(-max(room, second) // 512))](
-        position_bias, time_bias, positions, by_bucket, by_pair, counter, width, room, 0 if time_bias is None else time_bias.shape[1],
+    launch(
+        prepare_kernel, (heads, -(-max(room, second) // 512)), position_bias, time_bias, positions, by_bucket, by_pair, counter,
+        width, room, 0 if time_bias is None else time_bias.shape[1],
         position_bias.stride(0), 0 if time_bias is None else time_bias.stride(0),
     )  # fmt: skip
     return positions, by_pair if paired else by_bucket, room
 
 
 class _Matrix(TensorDescriptor):  # type: ignore[misc]
-    """A descriptor without the checks of its facts, which `eligible` has made."""
+    """A descriptor, for `launch`, of a matrix of which the copy engine takes `rows` by `columns` at a time.
 
-    def __post_init__(self) -> None:
-        pass
+    It has what every launch reads; the rest, which is for Triton to compile for, follows from its kind. Its facts are not checked again:
+    `eligible` has done that.
+    """
+
+    def __init__(self, base: Tensor, shape: list[int], strides: list[int], rows: int, columns: int) -> None:
+        self.base, self.shape, self.strides, self.kind = base, shape, strides, (rows, columns, base.dtype)
+
+    @property
+    def block_shape(self) -> list[int]:
+        return list(self.kind[:2])
+
+    @property
+    def layout(self) -> Any:
+        rows, columns, dtype = self.kind
+        return gl.NVMMASharedLayout.get_default_for([rows, columns], _TYPES[dtype])
 
 
 def _matrix(x: Tensor, rows: int) -> _Matrix:
     """x [T, H, D] as a matrix of T rows, of which the copy engine takes `rows` by D at a time."""
     tokens, heads, width = x.shape
     row, head, _ = x.stride()
-    return _Matrix(x, [tokens, (heads - 1) * head + width], [row, 1], [rows, width], _layout(rows, width, x.dtype))
+    return _Matrix(x, [tokens, (heads - 1) * head + width], [row, 1], rows, width)
 
 
 def _copyable(x: Tensor) -> bool:
     """Whether the copy engine can read x [T, H, D] as a matrix of T rows."""
     row, head, element = x.stride()
     return element == 1 and row % 8 == 0 and 0 <= (x.shape[1] - 1) * head <= row - x.shape[2] and x.data_ptr() % 16 == 0
-
-
-@cache
-def _layout(rows: int, width: int, dtype: torch.dtype) -> Any:
-    return gl.NVMMASharedLayout.get_default_for([rows, width], _TYPES[dtype])
 
 
 def _programs(q: Tensor, jobs: int) -> int:
@@ -205,3 +217,8 @@ def _programs(q: Tensor, jobs: int) -> int:
 @cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def _generation(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]

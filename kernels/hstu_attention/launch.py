@@ -12,6 +12,7 @@ from kernels.hstu_attention.backward import backward_kernel
 from kernels.hstu_attention.forward import forward_kernel
 from kernels.hstu_attention.reference import thresholds
 from kernels.launching import launch
+from kernels.library import shaped_like
 
 # Keys and values that may wait in the L2 cache for the next block of queries.
 _CACHED = 16 << 20
@@ -126,7 +127,7 @@ def backward(
     pairs, blocks = offsets.shape[0] * heads, _blocks(longest, shape)
     # Alone with its copy, a program adds to it in one order.
     copies = max((offsets.shape[0] - 1) * blocks, 1) if deterministic else 1
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq, dk, dv = shaped_like(q, k, v)
     buckets = 0 if time_bias is None else time_bias.shape[1]
     positions = times = None
     if position_bias is not None:

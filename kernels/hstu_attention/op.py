@@ -59,16 +59,17 @@ def hstu_attention(
     shapes that do not fit.
     """
     _check(q, k, v, offsets, max_seq_len, position_bias, time_bias, key_times, query_times)
-    inputs = (
-        q, k, v, offsets, max_seq_len, alpha, float(max_seq_len if normalizer is None else normalizer),
-        num_targets, max_attn_len, contextual_len, position_bias, time_bias, key_times, query_times,
-    )  # fmt: skip
+    normalizer = float(max_seq_len if normalizer is None else normalizer)
+    biases = position_bias, time_bias, key_times, query_times
     if not compiled(q) or q.dtype not in _COMPILED:
-        return attend(*inputs)
+        return attend(q, k, v, offsets, max_seq_len, alpha, normalizer, num_targets, max_attn_len, contextual_len, *biases)
     from kernels.hstu_attention.operators import attention
 
+    tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     fixed = deterministic or torch.are_deterministic_algorithms_enabled()
-    out: Tensor = attention(*inputs, *pair_buckets, torch.backends.cuda.matmul.allow_tf32, fixed)
+    out: Tensor = attention(
+        q, k, v, offsets, num_targets, *biases, *pair_buckets, max_seq_len, alpha, normalizer, max_attn_len, contextual_len, tf32, fixed
+    )
     return out
 
 

@@ -11,13 +11,12 @@ from kernels.hstu_attention import launch
 from kernels.library import differentiable, operator
 
 _INPUTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor offsets, SymInt max_seq_len, float alpha, float normalizer, Tensor? num_targets, "
-    "SymInt max_attn_len, SymInt contextual_len, Tensor? position_bias, Tensor? time_bias, Tensor? key_times, Tensor? query_times, "
-    "Tensor? by_query, Tensor? by_key, bool tf32, bool deterministic"
+    "Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? num_targets, Tensor? position_bias, Tensor? time_bias, Tensor? key_times, "
+    "Tensor? query_times, Tensor? by_query, Tensor? by_key, SymInt max_seq_len, float alpha, float normalizer, SymInt max_attn_len, "
+    "SymInt contextual_len, bool tf32, bool deterministic"
 )
-# Where the tables stand among them, and how many they are.
-_POSITION, _TIME, _COUNT = 10, 11, 18
-
+# How many of them are tensors, which come first, and how many are not.
+_TENSORS, _OTHERS = 11, 7
 
 # From how many tokens a sequence on the kernels for Hopper are the faster ones, by a head's width.
 _LONG = {64: 2048, 128: 1024}
@@ -38,27 +37,41 @@ def _hopper(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, 
     return hopper if hopper.eligible(q, k, v, max_seq_len) else None
 
 
-def _for_hopper(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, rest: tuple[Any, ...]) -> Any:
+def _for_hopper(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, num_targets: Tensor | None, window: int, context: int,
+    position_bias: Tensor | None, time_bias: Tensor | None,
+) -> Any:  # fmt: skip
     """That module, where it takes a call: one without targets, window and context."""
-    num_targets, window, context, position_bias, time_bias = rest[2:7]
     # A time bias alone is not worth a kernel of its own.
     if num_targets is not None or window or context or (position_bias is None and time_bias is not None):
         return None
     return _hopper(q, k, v, offsets, max_seq_len, 0 if time_bias is None else time_bias.shape[1])
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, *rest: Any) -> Tensor:
-    if hopper := _for_hopper(q, k, v, offsets, max_seq_len, rest):
-        out: Tensor = hopper.forward(q, k, v, offsets, max_seq_len, *rest[:2], *rest[5:10])
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, num_targets: Tensor | None, position_bias: Tensor | None, time_bias: Tensor | None,
+    key_times: Tensor | None, query_times: Tensor | None, by_query: Tensor | None, by_key: Tensor | None, max_seq_len: int, alpha: float,
+    normalizer: float, window: int, context: int, tf32: bool, deterministic: bool,
+) -> Tensor:  # fmt: skip
+    given = q, k, v, offsets, max_seq_len
+    biases = position_bias, time_bias, key_times, query_times
+    if hopper := _for_hopper(*given, num_targets, window, context, position_bias, time_bias):
+        out: Tensor = hopper.forward(*given, alpha, normalizer, *biases, by_query)
         return out
-    return launch.forward(q, k, v, offsets, max_seq_len, *rest[:9], *rest[11:])
+    return launch.forward(*given, alpha, normalizer, num_targets, window, context, *biases, tf32, deterministic)
 
 
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, *rest: Any) -> tuple[Tensor, ...]:
-    if not rest[-1] and (hopper := _for_hopper(q, k, v, offsets, max_seq_len, rest)):
-        found: tuple[Tensor, ...] = hopper.backward(grad, q, k, v, offsets, max_seq_len, *rest[:2], *rest[5:9], rest[10])
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, num_targets: Tensor | None, position_bias: Tensor | None,
+    time_bias: Tensor | None, key_times: Tensor | None, query_times: Tensor | None, by_query: Tensor | None, by_key: Tensor | None,
+    max_seq_len: int, alpha: float, normalizer: float, window: int, context: int, tf32: bool, deterministic: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    given = q, k, v, offsets, max_seq_len
+    biases = position_bias, time_bias, key_times, query_times
+    if not deterministic and (hopper := _for_hopper(*given, num_targets, window, context, position_bias, time_bias)):
+        found: tuple[Tensor, ...] = hopper.backward(grad, *given, alpha, normalizer, *biases, by_key)
         return found
-    return launch.backward(grad, q, k, v, offsets, max_seq_len, *rest[:9], *rest[11:])
+    return launch.backward(grad, *given, alpha, normalizer, num_targets, window, context, *biases, tf32, deterministic)
 
 
 def pair_buckets(
@@ -79,8 +92,8 @@ def _fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
 
 
 def _fake_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    q, k, v = inputs[:3]
-    tables = (v.new_empty(0) if table is None else table.new_empty(table.shape) for table in (inputs[_POSITION], inputs[_TIME]))
+    q, k, v, _, _, *biases = inputs[:7]
+    tables = (v.new_empty(0) if table is None else table.new_empty(table.shape) for table in biases)
     return (q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), *tables)
 
 
@@ -91,20 +104,13 @@ attention_backward = operator(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.places = [place for place, x in enumerate(inputs) if isinstance(x, Tensor)]
-    ctx.save_for_backward(*(inputs[place] for place in ctx.places))
-    ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+    ctx.save_for_backward(*inputs[:_TENSORS])
+    ctx.others = inputs[_TENSORS:]
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    inputs = list(ctx.others)
-    for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
-        inputs[place] = tensor
-    dq, dk, dv, positions, times = attention_backward(grad, *inputs)
-    grads: list[Tensor | None] = [dq, dk, dv, *[None] * (_COUNT - 3)]
-    grads[_POSITION] = None if inputs[_POSITION] is None else positions
-    grads[_TIME] = None if inputs[_TIME] is None else times
-    return tuple(grads)
+    dq, dk, dv, *tables = attention_backward(grad, *ctx.saved_tensors, *ctx.others)
+    return dq, dk, dv, None, None, *tables, *[None] * (_TENSORS + _OTHERS - 7)
 
 
 differentiable(attention, _save, _differentiate)

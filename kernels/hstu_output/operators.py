@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from kernels.hstu_output.settings import Settings
-from kernels.layer.learned import Learned, nothing_learned, shaped_like
+from kernels.layer.learned import Learned, nothing_learned
 from kernels.layer.plan import NARROW
-from kernels.library import differentiable, operator
+from kernels.library import differentiable, operator, shaped_like
 
 _LEARNED = "Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor bias"
 _SETTINGS = "Tensor? seed, int dropped, float eps, ScalarType dtype"

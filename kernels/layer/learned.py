@@ -27,11 +27,6 @@ class Learned(NamedTuple):
         return type(self)(*(x.contiguous() for x in self))
 
 
-def shaped_like(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Unwritten tensors of the shapes and types of others, row after row, as gradients of them are."""
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors)
-
-
 def nothing_learned(learned: Learned) -> tuple[Tensor, ...]:
     """The gradients where there are no tokens."""
     return tuple(torch.zeros_like(x) for x in learned)

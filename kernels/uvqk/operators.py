@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.layer.learned import Learned, nothing_learned, shaped_like
+from kernels.layer.learned import Learned, nothing_learned
 from kernels.layer.plan import NARROW
-from kernels.library import differentiable, operator
+from kernels.library import differentiable, operator, shaped_like
 
 _LEARNED = "Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor bias"
 _SETTINGS = "SymInt heads, SymInt dim_qk, SymInt dim_v, float eps, ScalarType dtype"

@@ -113,8 +113,8 @@ def test_the_operator_keeps_its_promises() -> None:
     c = placed(case([2, 0, 3], 1, times=True, targets=[1, 0, 1], padding=2))
     inputs = [c[name].requires_grad_() for name in "qkv"]
     tables = [c[name].requires_grad_() for name in ("position_bias", "time_bias")]
-    rest = (c["num_targets"], 0, 0, *tables, c["key_times"], c["query_times"], None, None, False, False)
-    torch.library.opcheck(attention.registered, (*inputs, c["offsets"], c["max_seq_len"], 1.0, 5.0, *rest))
+    tensors = (*inputs, c["offsets"], c["num_targets"], *tables, c["key_times"], c["query_times"], None, None)
+    torch.library.opcheck(attention.registered, (*tensors, c["max_seq_len"], 1.0, 5.0, 0, 0, False, False))
 
 
 @pytest.mark.gpu

@@ -225,15 +225,11 @@ class Driver:
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
 triton.runtime.driver.set_active(Driver())
 from kernels.hstu_attention import hopper, hopper_buckets
-class Compile:
-    def __init__(self, kernel): self.kernel = kernel
-    def __getitem__(self, grid): return lambda *a, **o: self.compile(self.kernel.warmup(*a, grid=grid, **o))
-    def compile(self, kernel):
-        own = sum(int(size) for size in re.findall(r"bias_tables\\[(\\d+)\\]", kernel.asm["ptx"]))
-        print(kernel.metadata.shared + own)
-for name in ("forward_kernel", "backward_kernel", "prepare_kernel", "collect_kernel"):
-    setattr(hopper, name, Compile(getattr(hopper, name)))
-hopper_buckets.launch = lambda kernel, grid, *a, **o: Compile(kernel)[(grid,)](*a, **o)
+def compiled(kernel, grid, *arguments, **options):
+    kernel = kernel.warmup(*arguments, grid=(grid,), **options)
+    own = sum(int(size) for size in re.findall(r"bias_tables\\[(\\d+)\\]", kernel.asm["ptx"]))
+    print(kernel.metadata.shared + own)
+hopper.launch = hopper_buckets.launch = compiled
 hopper._processors = lambda device: 132
 offsets = torch.tensor([0, 90])
 for width in (64, 128):

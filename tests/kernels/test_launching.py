@@ -25,6 +25,13 @@ class Compiled:
         self.launches.append(given)
 
 
+class Matrix:
+    """Stands for a descriptor."""
+
+    def __init__(self, *kind: int) -> None:
+        self.kind = kind
+
+
 class Kernel:
     """Stands for a kernel of three arguments and two constants; counts how often Triton is asked."""
 
@@ -58,6 +65,14 @@ def test_the_second_launch_of_a_kind_goes_past_triton(kernel: Kernel) -> None:
         (6, 1, 1, *fixed, second.data_ptr(), 19, None, None, None),
         (6, 2, 1, *fixed, second.data_ptr(), 21, None, None, None),
     ]
+
+
+def test_a_descriptor_is_of_the_kind_it_says(kernel: Kernel) -> None:
+    x, matrices = torch.zeros(64), [Matrix(64, 128), Matrix(64, 128), Matrix(128, 128)]
+    for matrix in matrices:
+        launch(kernel, 5, x, matrix, None, A=1, B="x")
+    assert kernel.asked == 2
+    assert [launched[-4] for launched in kernel.compiled.launches] == [matrices[1]]
 
 
 @pytest.mark.parametrize(

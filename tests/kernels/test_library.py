@@ -42,6 +42,28 @@ multiplied_backward = operator("multiplied_in_a_test_backward(Tensor grad, float
 differentiable(multiplied, _save, _differentiate)
 
 
+weighed = operator(
+    "weighed_in_a_test(Tensor x, float factor, Tensor? weight) -> Tensor",
+    lambda x, factor, weight: x * factor if weight is None else x * factor * weight,
+    lambda x, factor, weight: torch.empty_like(x),
+)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[2])
+    ctx.factor = inputs[1]
+
+
+def _weigh(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    if weight is None:
+        return grad * ctx.factor, None, None
+    return grad * ctx.factor * weight, None, grad * ctx.factor * x
+
+
+differentiable(weighed, _keep, _weigh)
+
+
 @pytest.fixture(autouse=True)
 def _forget() -> None:
     calls.clear()
@@ -70,6 +92,24 @@ def test_both_ways_compute_and_differentiate(way: Any) -> None:
     assert not way(x.detach(), 3.0).requires_grad
     with torch.no_grad():
         assert not way(x, 3.0).requires_grad
+
+
+@pytest.mark.parametrize("way", [weighed, torch.ops.workbench.weighed_in_a_test.default])
+@pytest.mark.parametrize("learning", [(True, True), (True, False), (False, True), (True, None), (False, False)])
+def test_each_input_that_learns_gets_its_own_gradient(learning: tuple[bool, bool | None], way: Any) -> None:
+    x = torch.randn(3, requires_grad=learning[0])
+    weight = None if learning[1] is None else torch.randn(3, requires_grad=learning[1])
+    out = way(x, 3.0, weight)
+    assert out.requires_grad == any(learning)
+    if not out.requires_grad:
+        return
+    out.backward(torch.ones(3))
+    for tensor, other in ((x, weight), (weight, x)):
+        if tensor is not None and tensor.requires_grad:
+            assert tensor.grad is not None
+            torch.testing.assert_close(tensor.grad, torch.full((3,), 3.0) if other is None else 3 * other.detach())
+        elif tensor is not None:
+            assert tensor.grad is None
 
 
 def test_pytorch_finds_nothing_to_say_against_it() -> None:
