@@ -18,8 +18,9 @@ _INPUTS = (
 # How many of them are tensors, which come first, and how many are not.
 _TENSORS, _OTHERS = 11, 7
 
-# From how many tokens a sequence on the kernels for Hopper are the faster ones, by a head's width.
-_LONG = {64: 2048, 128: 1024}
+# From how many tokens a sequence on the kernels for Hopper are the faster ones, by a head's width. With a time bias, for which the general
+# kernels look each pair's bucket up again in every head, it is half as many.
+_LONG = {64: 512, 128: 256}
 
 
 # The most bytes that a batch's buckets by pairs may take. Beyond, the general kernels find them as they go.
@@ -28,7 +29,8 @@ _ROOM = 4 << 30
 
 def _hopper(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, buckets: int) -> Any:
     """The module that has kernels for long sequences, where it takes q, k, v and, with a time bias, so many buckets."""
-    if not q.is_cuda or max_seq_len < _LONG.get(q.shape[2], max_seq_len + 1):
+    longest = 2 * max_seq_len if buckets else max_seq_len
+    if not q.is_cuda or longest < _LONG.get(q.shape[2], longest + 1):
         return None
     from kernels.hstu_attention import hopper
 
