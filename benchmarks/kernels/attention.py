@@ -129,7 +129,7 @@ def cases() -> Iterator[Case]:
         yield case(shape, "softmax, PyTorch", softmax_attention(length, dim), lengths, dim)
         if length <= 1024:
             yield case(shape, "PyTorch", attention(lengths, dim, backend="reference"), lengths, dim)
-    for length in (1024, 4096):
+    for length in (1024, 4096, 8192):
         lengths = zipf_lengths(128, length)
         yield case(f"D=128 N<={length}, Zipf, mean {np.mean(lengths):.0f}", "kernels", attention(lengths, 128), lengths, 128)
     for dim, length in ((128, 1024), (128, 4096), (64, 2048)):
