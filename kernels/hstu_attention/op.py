@@ -78,7 +78,7 @@ def pair_buckets(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The time bucket of every pair of tokens, for the `pair_buckets` of several calls of `hstu_attention` with the same times.
 
-    They depend on neither head nor layer. Only kernels for long sequences read them (a byte a pair in the forward, and in the backward);
+    They depend on neither head nor layer. Only the kernels for Hopper read them (a byte a pair in the forward, and in the backward);
     (None, None) where those would not take a call with q: [T, H, D]. buckets: the K of the calls' time biases; all else is as there.
     """
     if not compiled(q) or q.dtype not in _COMPILED:

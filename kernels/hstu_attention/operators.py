@@ -28,7 +28,7 @@ _ROOM = 4 << 30
 
 
 def _hopper(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_seq_len: int, buckets: int) -> Any:
-    """The module that has kernels for long sequences, where it takes q, k, v and, with a time bias, so many buckets."""
+    """The module that has kernels for Hopper, where it takes q, k, v and, with a time bias, so many buckets."""
     longest = 2 * max_seq_len if buckets else max_seq_len
     if not q.is_cuda or longest < _LONG.get(q.shape[2], longest + 1):
         return None
