@@ -81,6 +81,18 @@ def _load(descs, places, notes, times, work, STAGES: gl.constexpr):
 
 
 @gluon.jit
+def _bring_back(dq_desc, place, full, row, column, left, later_row, later_column, later):
+    """Has 64 rows of sums come to a place in shared memory; returns what is to bring next (where, how many rows), and how many later."""
+    mbarrier.expect(full, dq_desc.block_type.nbytes)
+    tma.async_copy_global_to_shared(dq_desc, [row, column], full, place)
+    row, left = row + QUERIES, left - QUERIES
+    if left <= 0:
+        row, column, left = later_row, later_column, later
+        later = 0
+    return row, column, left, later
+
+
+@gluon.jit
 def _add(dq_desc, dq, dq_full, dq_empty, tile_full, notes, sums, whole, BUFFERS: gl.constexpr, SHARED: gl.constexpr):
     """Adds tiles of the queries' gradient to their sums in global memory, and tells of each block how much of it to narrow.
 
@@ -121,12 +133,9 @@ def _add(dq_desc, dq, dq_full, dq_empty, tile_full, notes, sums, whole, BUFFERS:
             tma.store_wait(0)
             if back > 0:
                 # Whoever has read them gives the place free.
-                mbarrier.expect(tile_full, dq_desc.block_type.nbytes)
-                tma.async_copy_global_to_shared(dq_desc, [back_row, back_column], tile_full, dq.index(0))
-                back_row, back = back_row + QUERIES, back - QUERIES
-                if back <= 0:
-                    back_row, back_column, back = later_row, later_column, later
-                    later = 0
+                back_row, back_column, back, later = _bring_back(
+                    dq_desc, dq.index(0), tile_full, back_row, back_column, back, later_row, later_column, later
+                )
             else:
                 mbarrier.arrive(dq_empty.index(buffer), count=1)
             if ((t & 1) == 1) | (t + 1 == tiles):
@@ -154,14 +163,11 @@ def _add(dq_desc, dq, dq_full, dq_empty, tile_full, notes, sums, whole, BUFFERS:
         mbarrier.wait(dq_full.index(0), count & 1)
         while back > 0:
             do("fence.proxy.async.global")
-            mbarrier.expect(tile_full, dq_desc.block_type.nbytes)
-            tma.async_copy_global_to_shared(dq_desc, [back_row, back_column], tile_full, dq.index(0))
+            back_row, back_column, back, later = _bring_back(
+                dq_desc, dq.index(0), tile_full, back_row, back_column, back, later_row, later_column, later
+            )
             mbarrier.wait(dq_empty.index(0), count & 1)
             count += 1
-            back_row, back = back_row + QUERIES, back - QUERIES
-            if back <= 0:
-                back_row, back_column, back = later_row, later_column, later
-                later = 0
     tell(whole, gone, -1, 0, 0, 0)
 
 

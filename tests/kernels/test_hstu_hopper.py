@@ -61,8 +61,12 @@ def both_ways(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, grad: Tensor, lo
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize(
     ("lengths", "heads", "padding", "scale"),
-    [(RAGGED, 2, 77, 1.0), ([2048, 1999], 1, 0, 1.0), ([300, 5, 1000], 3, 300, 1.5), ([0, 3, 0], 2, 5, 1.0), ([4100], 1, 0, 1.0)],
-)
+    [
+        (RAGGED, 2, 77, 1.0), ([2048, 1999], 1, 0, 1.0), ([300, 5, 1000], 3, 300, 1.5), ([0, 3, 0], 2, 5, 1.0), ([4100], 1, 0, 1.0),
+        # More sequences than a warp knows at a time, and as many empty ones in a row.
+        (([200, 0, 1, 129] * 40 + [0] * 140) * 2, 2, 9, 1.0),
+    ],
+)  # fmt: skip
 def test_errs_as_little_as_pytorch(lengths: list[int], heads: int, padding: int, scale: float, width: int, dtype: torch.dtype) -> None:
     q, k, v, offsets, grad = batch(lengths, heads, width, dtype, padding, scale)
     # Scores of about +-5 at scale 1 and +-20 at the largest.
