@@ -46,13 +46,13 @@ def far(x: Tensor, true: Tensor) -> float:
 def agree(given_: dict[str, Any]) -> None:
     """The gate: at most 2 times (output) and 5 times (gradients) as far from float64 as PyTorch is with the same types.
 
-    And some last bits of float32 more: a sum of thousands of pairs may come out exact in one order.
+    And last bits of float32 more, for tables some: a sum of thousands of pairs may come out exact in one order.
     """
     true, plain, mine = results(given_, "reference", torch.float64), results(given_, "reference"), results(given_, "triton")
     for place, (t, p, m) in enumerate(zip(true, plain, mine, strict=True)):
         assert m.shape == t.shape
         assert m.dtype == p.dtype
-        assert far(m, t) <= (5 if place else 2) * far(p, t) + 1e-6, (place, far(m, t), far(p, t))
+        assert far(m, t) <= (5 if place else 2) * far(p, t) + (1e-6 if place > 3 else 2e-7), (place, far(m, t), far(p, t))
 
 
 @settings(max_examples=5, deadline=None)
