@@ -106,11 +106,9 @@ def backward(
             words = _Matrix(found, [found.numel() // 16, 16], [16, 1], _BLOCK, 16)
         biases = (table, by_bucket, words, positions, times if timed else None, room)
     programs = _programs(q, blocks * heads * sequences)
-    # Pairs of a sequence and a head whose blocks go together: two for each program. More would not stay in the L2 cache.
-    group = max(min(-(-2 * programs // blocks), heads * sequences), 1)
     launch(
         backward_kernel, programs, _matrix(q, 64), _matrix(k, _BLOCK), _matrix(v, _BLOCK), _matrix(grad, 64), _matrix(total, 64),
-        added, dq, dk, dv, offsets, *biases, tokens, sequences, blocks, heads, group,
+        added, dq, dk, dv, offsets, *biases, tokens, sequences, blocks, heads,
         q.stride(1), k.stride(1), v.stride(1), grad.stride(1), alpha / 2, alpha / 2 / normalizer, 1 / normalizer,
         WIDTH=width, STAGES=2, num_warps=8, maxnreg=168 if position_bias is None else 128,
     )  # fmt: skip

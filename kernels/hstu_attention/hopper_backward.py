@@ -15,12 +15,15 @@ from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from kernels.hstu_attention.hopper_bias import BUCKETS, MARGIN, position_bias, reserve
+from kernels.hstu_attention.hopper_jobs import answer, ask, blocks_of, find, seek
 from kernels.hstu_attention.hopper_notes import do, hear, notes_for, scalar, tell, write
 from kernels.hstu_attention.hopper_tables import REGISTERS, RESERVED, RESERVED_TIMED, add_table_gradients, add_time_bias, put_biases
 from kernels.hstu_attention.hopper_tile import blank, keep, narrow, tanh, whole_lines
 
 QUERIES = gl.constexpr(64)
 KEYS = gl.constexpr(128)
+# Two jobs a multiprocessor. More would not stay in the L2 cache.
+TOGETHER = gl.constexpr(256)
 # Of a block of queries to whose sums somebody has the first part, while he leaves it.
 BUSY = gl.constexpr(-(1 << 30))
 
@@ -38,45 +41,44 @@ def _load(descs, places, notes, times, work, STAGES: gl.constexpr):
     q_desc, k_desc, v_desc, g_desc = descs
     words_desc, words, words_full, words_empty, ds_full = times
     q, k, v, g, ds, dq, kv_full, kv_empty, full, dq_full, empty, dq_empty = places
-    offsets, counter, sequences, blocks, heads, group, q_head, k_head, v_head, g_head = work
-    pairs = sequences * heads
-    # The blocks of a group of pairs go together, the longest first, so that the last jobs are short. Some behind the last pair are none.
-    total = (pairs + group - 1) // group * group * blocks
+    offsets, counter, sequences, blocks, heads, q_head, k_head, v_head, g_head = work
     taken = 0
     count = 0
-    job = gl.atomic_add(counter, 1, sem="relaxed")
-    while job < total:
-        n = job % (blocks * group) // group
-        pair = job // (blocks * group) * group + job % group
-        head = pair % heads
-        sequence = gl.minimum(pair // heads, sequences - 1)
+    number = gl.program_id(0)
+    first, before = gl.to_tensor(0), gl.to_tensor(0)
+    mine, up_to = blocks_of(offsets, first, sequences, blocks, heads)
+    first, before, mine, up_to = seek(number, first, before, mine, up_to, offsets, sequences, blocks, heads)
+    while first < sequences:
+        sequence, head, long = find(number - before, mine, up_to, heads, TOGETHER)
+        sequence += first
         row = gl.load(offsets + sequence).to(gl.int32)
         length = gl.load(offsets + sequence + 1).to(gl.int32) - row
-        if (n * KEYS < length) & (pair < pairs):
-            tell(notes, taken, n, pair, row, length)
-            first = row + n * KEYS
-            tiles = (length - n * KEYS + QUERIES - 1) // QUERIES
-            for t in range(tiles):
-                stage = (count + t) % STAGES
-                mbarrier.wait(empty.index(stage), ((count + t) // STAGES + 1) & 1)
-                mbarrier.expect(full.index(stage), q_desc.block_type.nbytes + g_desc.block_type.nbytes)
-                tma.async_copy_global_to_shared(q_desc, [first + t * QUERIES, head * q_head], full.index(stage), q.index(stage))
-                tma.async_copy_global_to_shared(g_desc, [first + t * QUERIES, head * g_head], full.index(stage), g.index(stage))
-                if words_desc is not None:
-                    # Those who make the tile of gradients have read its words before. See `pair_buckets` for the place.
-                    words_row = (sequence * blocks * (blocks + 1) + n * (2 * blocks - n + 1) + t) * KEYS
-                    mbarrier.wait(words_empty, (count + t + 1) & 1)
-                    mbarrier.wait(ds_full, (count + t + 1) & 1)
-                    mbarrier.expect(words_full, words_desc.block_type.nbytes)
-                    tma.async_copy_global_to_shared(words_desc, [words_row, 0], words_full, words)
-                if t == 0:
-                    mbarrier.wait(kv_empty, (taken + 1) & 1)
-                    mbarrier.expect(kv_full, k_desc.block_type.nbytes + v_desc.block_type.nbytes)
-                    tma.async_copy_global_to_shared(k_desc, [first, head * k_head], kv_full, k)
-                    tma.async_copy_global_to_shared(v_desc, [first, head * v_head], kv_full, v)
-            count += tiles
-            taken += 1
-        job = gl.atomic_add(counter, 1, sem="relaxed")
+        n = gl.minimum((length + KEYS - 1) // KEYS, blocks) - long
+        tell(notes, taken, n, sequence * heads + head, row, length)
+        row += n * KEYS
+        tiles = (length - n * KEYS + QUERIES - 1) // QUERIES
+        for t in range(tiles):
+            stage = (count + t) % STAGES
+            mbarrier.wait(empty.index(stage), ((count + t) // STAGES + 1) & 1)
+            mbarrier.expect(full.index(stage), q_desc.block_type.nbytes + g_desc.block_type.nbytes)
+            tma.async_copy_global_to_shared(q_desc, [row + t * QUERIES, head * q_head], full.index(stage), q.index(stage))
+            tma.async_copy_global_to_shared(g_desc, [row + t * QUERIES, head * g_head], full.index(stage), g.index(stage))
+            if words_desc is not None:
+                # Those who make the tile of gradients have read its words before. See `pair_buckets` for the place.
+                words_row = (sequence * blocks * (blocks + 1) + n * (2 * blocks - n + 1) + t) * KEYS
+                mbarrier.wait(words_empty, (count + t + 1) & 1)
+                mbarrier.wait(ds_full, (count + t + 1) & 1)
+                mbarrier.expect(words_full, words_desc.block_type.nbytes)
+                tma.async_copy_global_to_shared(words_desc, [words_row, 0], words_full, words)
+            if t == 0:
+                mbarrier.wait(kv_empty, (taken + 1) & 1)
+                mbarrier.expect(kv_full, k_desc.block_type.nbytes + v_desc.block_type.nbytes)
+                tma.async_copy_global_to_shared(k_desc, [row, head * k_head], kv_full, k)
+                tma.async_copy_global_to_shared(v_desc, [row, head * v_head], kv_full, v)
+        count += tiles
+        taken += 1
+        number = answer(ask(counter))
+        first, before, mine, up_to = seek(number, first, before, mine, up_to, offsets, sequences, blocks, heads)
     tell(notes, taken, -1, 0, 0, 0)
 
 
@@ -328,14 +330,14 @@ def _attend(
         mbarrier.arrive(dq_full.index(0), count=1)
 
 
-@gluon.jit(do_not_specialize=["tokens", "sequences", "blocks", "heads", "group", "q_head", "k_head", "v_head", "g_head", "room"])
+@gluon.jit(do_not_specialize=["tokens", "sequences", "blocks", "heads", "q_head", "k_head", "v_head", "g_head", "room"])
 def backward_kernel(q_desc, k_desc, v_desc, g_desc, dq_desc, added, dq_out, dk_out, dv_out, offsets,
                     positions, by_bucket, words_desc, position_grad, time_grad, room,
-                    tokens, sequences, blocks, heads, group,
+                    tokens, sequences, blocks, heads,
                     q_head, k_head, v_head, g_head, half_alpha, k_scale, v_scale,
                     WIDTH: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     """dq_desc: room for sums of the queries' gradient, 128 rows more for each sequence; added: zeros, the number of the next job, and
-    how many programs have added to each block of queries, by sequence and head; group: of how many of these blocks go together."""
+    how many programs have added to each block of queries, by sequence and head."""
     if positions is not None:
         reserve(RESERVED if words_desc is None else RESERVED_TIMED, REGISTERS)
     # Where there is shared memory for it, a tile of the queries' gradient may wait.
@@ -379,7 +381,7 @@ def backward_kernel(q_desc, k_desc, v_desc, g_desc, dq_desc, added, dq_out, dk_o
     fence_async_shared()
     descs = (q_desc, k_desc, v_desc, g_desc)
     places = (q, k, v, g, ds, dq, kv_full, kv_empty, full, dq_full, empty, dq_empty)
-    work = (offsets, added, sequences, blocks, heads, group, q_head, k_head, v_head, g_head)
+    work = (offsets, added, sequences, blocks, heads, q_head, k_head, v_head, g_head)
     rest = (dk_out, dv_out, heads, half_alpha, k_scale, v_scale)
     sums = (added + 1, blocks, heads, WIDTH)
     out = (dq_out, heads, k_scale)

@@ -47,7 +47,8 @@ def load_words(words):
     """Words of the buckets of 64 queries and 128 keys."""
     row = gl.expand_dims(gl.arange(0, 64, layout=gl.SliceLayout(1, _WORDS)), 1)
     word = gl.expand_dims(gl.arange(0, 32, layout=gl.SliceLayout(0, _WORDS)), 0)
-    return gl.load(words + (32 * row + word))
+    # Read once: the L1 cache is for the biases by distance.
+    return gl.load(words + (32 * row + word), cache_modifier=".cg")
 
 
 @gluon.jit

@@ -23,40 +23,14 @@ from kernels.hstu_attention.hopper_bias import (
     spread,
     start_table,
 )
+from kernels.hstu_attention.hopper_jobs import answer, ask, blocks_of, find, seek
 from kernels.hstu_attention.hopper_notes import scalar, write
 from kernels.hstu_attention.hopper_tile import blank, keep, narrow, tanh, whole_lines
 
 ROWS = gl.constexpr(64)
 KEYS = gl.constexpr(128)
-# Of how many one warp knows the jobs at a time.
-SEQUENCES = gl.constexpr(128)
-
-
-@gluon.jit
-def _sum(a, b):
-    return a + b
-
-
-@gluon.jit
-def _jobs_up_to(offsets, first, sequences, blocks, heads):
-    """Of sequences `first` and on, one a number: how many jobs they and those before them, from `first` on, have; and how many all have."""
-    lanes: gl.constexpr = gl.BlockedLayout([SEQUENCES // 32], [32], [1], [0])
-    sequence = first + gl.arange(0, SEQUENCES, layout=lanes)
-    row = gl.load(offsets + gl.minimum(sequence, sequences))
-    end = gl.load(offsets + gl.minimum(sequence + 1, sequences))
-    mine = gl.minimum(((end - row).to(gl.int32) + KEYS - 1) // KEYS, blocks) * heads
-    up_to = gl.associative_scan(mine, 0, _sum)
-    return up_to, gl.max(up_to, 0)
-
-
-@gluon.jit
-def _seek(job, first, before, up_to, known, offsets, sequences, blocks, heads):
-    """Goes on to the sequences `first` and on that have job number `job`; before: the jobs of those in front of them."""
-    while (job >= before + known) & (first < sequences):
-        first += SEQUENCES
-        before += known
-        up_to, known = _jobs_up_to(offsets, first, sequences, blocks, heads)
-    return first, before, up_to, known
+# One job a multiprocessor: more ask for so much at once that memory is the bound, and then for little.
+TOGETHER = gl.constexpr(128)
 
 
 @gluon.jit
@@ -76,30 +50,23 @@ def _load_tile(descs, places, at, row, k_column, v_column, STAGES: gl.constexpr)
 
 @gluon.jit
 def _load(descs, places, notes, work, by_pair, STAGES: gl.constexpr):
-    """Takes blocks of queries until none is left, tells the others, and has their tiles come.
-
-    Jobs are numbered over the blocks that sequences have, so that ragged batches are as dense ones.
-    """
+    """Takes blocks of queries until none is left, tells the others, and has their tiles come."""
     q_desc, k_desc, v_desc = descs
     q, k, v, q_full, q_empty, k_full, v_full, k_empty, v_empty, turn = places
     note_m, note_row, note_length, note_head, note_sequence = notes
     offsets, counter, sequences, blocks, heads, q_head, k_head, v_head = work
-    lane = gl.arange(0, 32, layout=gl.BlockedLayout([1], [32], [1], [0]))
     taken = 0
     count = 0
-    job = gl.program_id(0)
+    number = gl.program_id(0)
     first, before = gl.to_tensor(0), gl.to_tensor(0)
-    up_to, known = _jobs_up_to(offsets, first, sequences, blocks, heads)
-    first, before, up_to, known = _seek(job, first, before, up_to, known, offsets, sequences, blocks, heads)
+    mine, up_to = blocks_of(offsets, first, sequences, blocks, heads)
+    first, before, mine, up_to = seek(number, first, before, mine, up_to, offsets, sequences, blocks, heads)
     while first < sequences:
-        job -= before
-        sequence = first + gl.sum((up_to <= job).to(gl.int32), 0)
-        job -= gl.max(gl.where(up_to <= job, up_to, 0), 0)
+        sequence, head, m = find(number - before, mine, up_to, heads, TOGETHER)
+        sequence += first
+        m -= 1
         row = gl.load(offsets + sequence).to(gl.int32)
         length = gl.load(offsets + sequence + 1).to(gl.int32) - row
-        inside = gl.minimum((length + KEYS - 1) // KEYS, blocks)
-        head = job // inside
-        m = inside - 1 - job % inside
         slot = taken & 1
         mbarrier.wait(q_empty.index(slot), (taken // 2 + 1) & 1)
         write(note_m.index(slot), m)
@@ -118,15 +85,15 @@ def _load(descs, places, notes, work, by_pair, STAGES: gl.constexpr):
                 end_table()
                 mbarrier.arrive(q_full.index(slot), count=1)
         # The next job's number comes while the last tiles wait for room.
-        number = gl.atomic_add(counter + lane, gl.full_like(lane, 1), mask=lane == 0, sem="relaxed")
+        asked = ask(counter)
         _load_tile(descs, places, count + m, row, head * k_head, head * v_head, STAGES)
         if by_pair is not None and m == 0:
             end_table()
             mbarrier.arrive(q_full.index(slot), count=1)
         count += m + 1
         taken += 1
-        job = gl.num_programs(0) + gl.sum(gl.where(lane == 0, number, 0), 0)
-        first, before, up_to, known = _seek(job, first, before, up_to, known, offsets, sequences, blocks, heads)
+        number = answer(asked)
+        first, before, mine, up_to = seek(number, first, before, mine, up_to, offsets, sequences, blocks, heads)
     slot = taken & 1
     mbarrier.wait(q_empty.index(slot), (taken // 2 + 1) & 1)
     write(note_m.index(slot), -1)
@@ -163,16 +130,17 @@ def _step(
     mbarrier.wait(v_full.index((t - 1) % STAGES), ((t - 1) // STAGES) & 1)
     if TURNS:
         mbarrier.wait(turn.index(GROUP), turns & 1)
+    bias = None
+    if rows is not None:
+        # Not behind the products: a warp that hands them over waits until all but the last are done.
+        bias = both_biases(words, place, positions, first - key)
+        words = load_words(rows + gl.maximum(key - KEYS, 0) * 32)
     none = gl.zeros([ROWS, KEYS], gl.float32, scores)
     s = warpgroup_mma(mine, k.index(stage).permute((1, 0)), none, use_acc=False, is_async=True)
     o = warpgroup_mma(p, before, o, is_async=True)
     if TURNS:
         mbarrier.arrive(turn.index(1 - GROUP), count=1)
-    bias = None
-    if rows is not None:
-        bias = both_biases(words, place, positions, first - key)
-        words = load_words(rows + gl.maximum(key - KEYS, 0) * 32)
-    elif positions is not None:
+    if rows is None and positions is not None:
         bias = position_bias(positions, first - key, ROWS, KEYS, scores)
     s = warpgroup_mma_wait(1, deps=[s])
     mbarrier.arrive(k_empty.index(stage), count=1)
