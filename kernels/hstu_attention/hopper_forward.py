@@ -24,7 +24,7 @@ from kernels.hstu_attention.hopper_bias import (
     start_table,
 )
 from kernels.hstu_attention.hopper_jobs import answer, ask, blocks_of, find, seek
-from kernels.hstu_attention.hopper_notes import scalar, write
+from kernels.hstu_attention.hopper_notes import hear, notes_for, tell
 from kernels.hstu_attention.hopper_tile import blank, keep, narrow, tanh, whole_lines
 
 ROWS = gl.constexpr(64)
@@ -53,7 +53,6 @@ def _load(descs, places, notes, work, by_pair, STAGES: gl.constexpr):
     """Takes blocks of queries until none is left, tells the others, and has their tiles come."""
     q_desc, k_desc, v_desc = descs
     q, k, v, q_full, q_empty, k_full, v_full, k_empty, v_empty, turn = places
-    note_m, note_row, note_length, note_head, note_sequence = notes
     offsets, counter, sequences, blocks, heads, q_head, k_head, v_head = work
     taken = 0
     count = 0
@@ -67,14 +66,10 @@ def _load(descs, places, notes, work, by_pair, STAGES: gl.constexpr):
         m -= 1
         row = gl.load(offsets + sequence).to(gl.int32)
         length = gl.load(offsets + sequence + 1).to(gl.int32) - row
+        tell(notes, taken, m, sequence * heads + head, row, length)
         slot = taken & 1
         mbarrier.wait(q_empty.index(slot), (taken // 2 + 1) & 1)
-        write(note_m.index(slot), m)
-        write(note_row.index(slot), row)
-        write(note_length.index(slot), length)
-        write(note_head.index(slot), head)
         if by_pair is not None:
-            write(note_sequence.index(slot), sequence)
             start_table(slot * TABLE, by_pair + head * (BUCKETS * BUCKETS))
         mbarrier.expect(q_full.index(slot), 2 * q_desc.block_type.nbytes)
         for g in gl.static_range(2):
@@ -94,10 +89,7 @@ def _load(descs, places, notes, work, by_pair, STAGES: gl.constexpr):
         taken += 1
         number = answer(asked)
         first, before, mine, up_to = seek(number, first, before, mine, up_to, offsets, sequences, blocks, heads)
-    slot = taken & 1
-    mbarrier.wait(q_empty.index(slot), (taken // 2 + 1) & 1)
-    write(note_m.index(slot), -1)
-    mbarrier.arrive(q_full.index(slot), count=1 if by_pair is None else 2)
+    tell(notes, taken, -1, 0, 0, 0)
 
 
 @gluon.jit
@@ -157,8 +149,7 @@ def _step(
 @gluon.jit
 def _attend(places, notes, rest, biases, GROUP: gl.constexpr, WIDTH: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr):
     q, k, v, q_full, q_empty, k_full, v_full, k_empty, v_empty, turn = places
-    note_m, note_row, note_length, note_head, note_sequence = notes
-    out, half_alpha, scale, stride = rest
+    out, half_alpha, scale, heads = rest
     positions, room, all_words, blocks = biases
     # The first tile holds the diagonal; the first of two groups needs only half of it.
     near: gl.constexpr = KEYS // 2 if GROUP == 0 else KEYS
@@ -171,13 +162,11 @@ def _attend(places, notes, rest, biases, GROUP: gl.constexpr, WIDTH: gl.constexp
     turns = 0
     # The place in the ring of key tiles where this block of queries starts.
     count = 0
-    mbarrier.wait(q_full.index(0), 0)
-    m = scalar(note_m.index(0))
+    m, pair, row, length = hear(notes, taken)
     while m >= 0:
         slot = taken & 1
-        row = scalar(note_row.index(slot))
-        length = scalar(note_length.index(slot))
-        head = scalar(note_head.index(slot))
+        head = pair % heads
+        mbarrier.wait(q_full.index(slot), (taken // 2) & 1)
         # Tiles come from the diagonal backwards.
         tiles = count + m + 1
         stage = count % STAGES
@@ -192,7 +181,7 @@ def _attend(places, notes, rest, biases, GROUP: gl.constexpr, WIDTH: gl.constexp
                 tables = (by_distance, None, 0)
                 bias = position_bias(by_distance, GROUP * ROWS, ROWS, near, scores)
             else:
-                tile = scalar(note_sequence.index(slot)) * (blocks * (blocks + 1) // 2) + m * (m + 1) // 2
+                tile = pair // heads * (blocks * (blocks + 1) // 2) + m * (m + 1) // 2
                 rows = all_words + tile.to(gl.int64) * (KEYS * 32) + GROUP * (ROWS * 32)
                 tables = (by_distance, rows, slot * TABLE)
                 bias = both_biases(load_words(rows + m * (KEYS * 32)), slot * TABLE, by_distance, GROUP * ROWS)
@@ -247,13 +236,12 @@ def _attend(places, notes, rest, biases, GROUP: gl.constexpr, WIDTH: gl.constexp
         mbarrier.arrive(q_empty.index(slot), count=1)
         at = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, lines))
         col = head * WIDTH + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, lines))
-        place = out + gl.expand_dims((row + at).to(gl.int64) * stride, 1) + gl.expand_dims(col, 0)
+        place = out + gl.expand_dims((row + at).to(gl.int64) * (heads * WIDTH), 1) + gl.expand_dims(col, 0)
         gl.store(place, whole, mask=gl.expand_dims(at < length, 1))
         turns += last - count
         count = tiles
         taken += 1
-        mbarrier.wait(q_full.index(taken & 1), (taken // 2) & 1)
-        m = scalar(note_m.index(taken & 1))
+        m, pair, row, length = hear(notes, taken)
 
 
 @gluon.jit(do_not_specialize=["room", "tokens", "sequences", "blocks", "heads", "q_head", "k_head", "v_head"])
@@ -270,14 +258,10 @@ def forward_kernel(q_desc, k_desc, v_desc, out, offsets, counter, positions, by_
         place = out + gl.expand_dims(line.to(gl.int64) * WIDTH, 1) + gl.expand_dims(col, 0)
         gl.store(place, zero, mask=gl.expand_dims(line < tokens * heads, 1))
     dtype: gl.constexpr = q_desc.dtype
-    flat: gl.constexpr = gl.SwizzledSharedLayout(vec=1, per_phase=1, max_phase=1, order=[0])
     q = gl.allocate_shared_memory(dtype, [4, ROWS, WIDTH], q_desc.layout)
     k = gl.allocate_shared_memory(dtype, [STAGES, KEYS, WIDTH], k_desc.layout)
     v = gl.allocate_shared_memory(dtype, [STAGES, KEYS, WIDTH], v_desc.layout)
-    note_m = gl.allocate_shared_memory(gl.int32, [2, 1], flat)
-    note_row = gl.allocate_shared_memory(gl.int32, [2, 1], flat)
-    note_length = gl.allocate_shared_memory(gl.int32, [2, 1], flat)
-    note_head = gl.allocate_shared_memory(gl.int32, [2, 1], flat)
+    notes = notes_for(2)
     q_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -298,16 +282,12 @@ def forward_kernel(q_desc, k_desc, v_desc, out, offsets, counter, positions, by_
     mbarrier.arrive(turn.index(0), count=1)
     descs = (q_desc, k_desc, v_desc)
     places = (q, k, v, q_full, q_empty, k_full, v_full, k_empty, v_empty, turn)
-    # In one statement: a name that is None alone has no type.
-    note_sequence, all_words = None, words
     if by_pair is not None:
         # The tables of two heads.
         reserve(2 * TABLE)
-        note_sequence = gl.allocate_shared_memory(gl.int32, [2, 1], flat)
-    notes = (note_m, note_row, note_length, note_head, note_sequence)
-    biases = (positions, room, all_words, blocks)
+    biases = (positions, room, words, blocks)
     work = (offsets, counter, sequences, blocks, heads, q_head, k_head, v_head)
-    rest = (out, half_alpha, scale, heads * WIDTH)
+    rest = (out, half_alpha, scale, heads)
     gl.warp_specialize(
         [
             (_attend, (places, notes, rest, biases, 0, WIDTH, STAGES, TURNS)),
