@@ -6,7 +6,6 @@ Start it with `workbench dashboard` or `make dashboard`.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 
 import altair as alt
@@ -15,9 +14,13 @@ import streamlit as st
 from workbench import WorkbenchError
 from workbench.prompts.templates import Template
 from workbench.prompts.versions import diff, kept
-from workbench.store import AgentRecord, Evaluation, ItemRecord, PageRecord, PromptTrial, RunSummary, Store
+from workbench.report import DIFFERENCE_NOTE, FIDELITY_NOTE
+from workbench.store import AgentRecord, Comparison, Evaluation, ItemRecord, PageRecord, PromptTrial, RunSummary, Store, usual_store
 
 TAKEN = "●"
+FIGURES = {name: st.column_config.NumberColumn(format="%.4f") for name in ("mean", "low", "high", "difference", "p")}
+# Why a session ended with a page, see `simulators.events.PageRecord`. A comment: Streamlit would show a bare string.
+ENDINGS = {"policy": "the agent left", "hazard": "fatigue", "pages": "page limit", "catalogue": "nothing left to show"}
 
 
 def main() -> None:
@@ -35,7 +38,7 @@ def main() -> None:
 def store_argument() -> str:
     """The store named on the command line, else in WORKBENCH_STORE, else the default."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--store", default=os.environ.get("WORKBENCH_STORE", "workbench.sqlite"))
+    parser.add_argument("--store", default=usual_store())
     return str(parser.parse_known_args()[0].store)
 
 
@@ -46,9 +49,14 @@ def show_store(store: Store) -> None:
         st.info("This store has no runs yet. Make some with: make demo")
         return
     st.subheader(f"{len(runs)} runs")
-    st.dataframe([run_row(r) for r in runs], hide_index=True, width="stretch")
-    chosen = st.sidebar.selectbox("Run", runs, format_func=lambda r: f"{r.id} · {r.status}")
+    show_table([run_row(r) for r in runs])
+    chosen = st.selectbox("Run", runs, format_func=lambda r: f"{r.id} · {r.status}")
     show_run(store, chosen)
+
+
+def show_table(rows: list[dict[str, object]]) -> None:
+    """Rows as wide as the page, figures to four decimals."""
+    st.dataframe(rows, hide_index=True, width="stretch", column_config=FIGURES)
 
 
 def run_row(run: RunSummary) -> dict[str, object]:
@@ -72,11 +80,14 @@ def show_run(store: Store, run: RunSummary) -> None:
         st.warning(run.message)
     calls = store.call_totals(run.id)
     simulated = {"agents": run.agents, "pages": run.pages} if run.agents else {}
-    facts = {"status": run.status, **simulated, "model calls": calls.calls, "from cache": calls.cached}
+    asked = {"model calls": calls.calls, "from cache": calls.cached} if calls.calls else {}
+    facts = {"status": run.status, **simulated, **asked}
     for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
         column.metric(name, value)
     if run.kind == "optimize":
         show_search(store, run)
+    if comparisons := store.comparisons(run.id):
+        show_comparisons(comparisons)
     evaluations = store.evaluations(run.id)
     if evaluations:
         show_metrics(evaluations)
@@ -89,16 +100,21 @@ def show_run(store: Store, run: RunSummary) -> None:
 
 def show_metrics(evaluations: list[Evaluation]) -> None:
     """One metric as a chart with intervals, and all of them as a table."""
-    st.subheader("Metrics")
-    metric = st.selectbox("Metric", sorted({e.metric for e in evaluations}))
     parts = {e.part for e in evaluations}
+    if parts == {"fidelity"}:
+        st.subheader("How far to trust the agents")
+        st.caption(FIDELITY_NOTE)
+    else:
+        st.subheader("Metrics")
+    metric = st.selectbox("Metric", sorted({e.metric for e in evaluations}))
     rows = [
         {"who": " · ".join(named(e, len(parts) > 1)), "seed": str(e.seed), "value": e.mean, "low": e.low, "high": e.high}
         for e in evaluations
         if e.metric == metric
     ]
     # Wide enough for the longest name: by default Altair cuts labels at 180 pixels.
-    axis = alt.Y("who:N", title=None, sort=None, axis=alt.Axis(labelLimit=400))
+    names = list(dict.fromkeys(row["who"] for row in rows))
+    axis = alt.Y("who:N", title=None, sort=names, axis=alt.Axis(labelLimit=400))
     # Seeds of one model stand side by side rather than on top of each other.
     offset = alt.YOffset("seed:N")
     base = alt.Chart(alt.Data(values=rows))
@@ -108,8 +124,22 @@ def show_metrics(evaluations: list[Evaluation]) -> None:
     dots = base.mark_point(filled=True, size=60).encode(y=axis, yOffset=offset, x="value:Q", color="seed:N", tooltip=tooltip)
     st.altair_chart(bars + dots, width="stretch")
     columns = ("model", "arm", "seed", "part", "metric", "mean", "low", "high")
-    table = [{name: getattr(e, name) for name in columns} for e in evaluations]
-    st.dataframe(table, hide_index=True, width="stretch")
+    show_table([{name: getattr(e, name) for name in columns} for e in evaluations])
+
+
+def show_comparisons(comparisons: list[Comparison]) -> None:
+    """What an arm changed against another one."""
+    st.subheader("Differences")
+    st.caption(DIFFERENCE_NOTE)
+    show_table(
+        [
+            {
+                "model": c.model, "arm": c.arm_b, "against": c.arm_a, "part": c.part, "metric": c.metric,
+                "difference": c.difference, "low": c.low, "high": c.high, "p": c.p,
+            }
+            for c in comparisons
+        ]
+    )  # fmt: skip
 
 
 def named(e: Evaluation, with_part: bool) -> list[str]:
@@ -132,10 +162,7 @@ def show_search(store: Store, run: RunSummary) -> None:
     tooltip = ["template:N", "part:N", "rows:Q", "mean:Q", "low:Q", "high:Q"]
     bars = base.mark_rule(strokeWidth=2).encode(x=x, y=value, y2="high:Q", color=color)
     st.altair_chart(bars + base.mark_point(filled=True, size=60).encode(x=x, y="mean:Q", color=color, tooltip=tooltip), width="stretch")
-    st.dataframe(rows, hide_index=True, width="stretch")
-    columns = ("arm_a", "arm_b", "part", "metric", "difference", "low", "high", "p")
-    if differences := store.comparisons(run.id):
-        st.dataframe([{name: getattr(c, name) for name in columns} for c in differences], hide_index=True, width="stretch")
+    show_table(rows)
     tried = {templates[trial.prompt_id].version: templates[trial.prompt_id] for trial in trials}
     chosen = st.selectbox("Template", list(tried.values()), format_func=lambda t: f"{t.name} {t.version} · {t.author}")
     known = {template.version: template for template in templates.values()}
@@ -172,7 +199,7 @@ def show_agent(store: Store, run: RunSummary, agents: list[AgentRecord]) -> None
 
 def show_page(page: PageRecord, items: dict[int, ItemRecord]) -> None:
     """What was shown, what was taken, and how the page was left."""
-    ending = f" · left: {page.exit}" if page.exit else ""
+    ending = f" · session ended: {ENDINGS[page.exit]}" if page.exit else ""
     fallback = f" · fallback: {page.fallback}" if page.fallback else ""
     st.text(f"Page {page.page + 1} · {page.arm} · felt {page.feeling}{ending}{fallback}")
     taken = {a.position: a for a in page.actions}
@@ -183,14 +210,14 @@ def show_page(page: PageRecord, items: dict[int, ItemRecord]) -> None:
             {
                 "position": e.position + 1,
                 "taken": TAKEN if action else "",
-                "rating": action.rating if action else None,
+                "rating": f"{action.rating:g}" if action else "",
                 "title": item.title or item.external,
                 "tags": ", ".join(item.tags),
                 "score": round(e.score, 3),
                 "propensity": e.propensity,
             }
         )
-    st.dataframe(rows, hide_index=True, width="stretch")
+    show_table(rows)
 
 
 main()

@@ -59,9 +59,10 @@ def test_runs_metrics_and_an_agents_pages(store_file: Path, monkeypatch: pytest.
         runs = store.runs()
         simulated = next(r for r in runs if r.kind == "simulate")
         pages = store.pages(simulated.id, store.agents(simulated.id)[0].persona.user)
-        calls = store.call_totals(simulated.id)
+        augmented = next(r for r in runs if r.kind == "augment")
+        differences = store.comparisons(augmented.id)
     assert app.dataframe[0].value["run"].tolist() == [r.id for r in runs]
-    (run_box,) = [s for s in app.sidebar.selectbox if s.label == "Run"]
+    (run_box,) = [s for s in app.selectbox if s.label == "Run"]
     run_box.select_index(runs.index(simulated)).run()
     assert not app.exception
     assert app.header[0].value == simulated.id
@@ -69,14 +70,18 @@ def test_runs_metrics_and_an_agents_pages(store_file: Path, monkeypatch: pytest.
         "status": "finished",
         "agents": "12",
         "pages": str(simulated.pages),
-        "model calls": str(calls.calls),
-        "from cache": str(calls.cached),
     }
     shown = [d.value for d in app.dataframe if "position" in d.value.columns]
     assert len(shown) == len(pages)
     for frame, page in zip(shown, pages, strict=True):
         assert frame["position"].tolist() == list(range(1, len(page.exposures) + 1))
         assert (frame["taken"] != "").sum() == len(page.actions)
+    (run_box,) = [s for s in app.selectbox if s.label == "Run"]
+    run_box.select_index(runs.index(augmented)).run()
+    assert not app.exception
+    (shown_differences,) = [d.value for d in app.dataframe if "difference" in d.value.columns]
+    assert shown_differences["difference"].tolist() == [c.difference for c in differences]
+    assert {*shown_differences["arm"]} == {"popularity", "shown", "synthesized"}
 
 
 def test_a_prompt_search_shows_its_trials_and_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,14 @@ from workbench.loop import Trained
 from workbench.simulate import Outcome
 from workbench.store import Store
 
+FIDELITY_NOTE = (
+    "AUC: telling a user's latest real items from others, 0.5 is chance; popularity is the floor, EASE a reference. "
+    "W1, RMSE: ratings against the user's own."
+)
+"""What stands under every table of `fidelity_rows`."""
+DIFFERENCE_NOTE = "Paired, with 95% intervals; p of a two-sided sign-flip test, not corrected for the number of rows."
+"""What stands beside every table of stored comparisons."""
+
 
 def score_rows(trained: Sequence[Trained], metrics: Sequence[str]) -> list[dict[str, Any]]:
     """One row a model and arm: metric to (mean, low, high) over users, values averaged over seeds first."""

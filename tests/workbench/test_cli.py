@@ -39,6 +39,8 @@ def test_simulate_show_export_augment(cli: Cli, log_file: Path, tmp_path: Path) 
     assert {(r["model"], r["arm"]) for r in rows["comparisons"]} == {
         (m, a) for m in ("ease", "popularity") for a in ("popularity", "shown", "synthesized")
     }
+    shown = cli("runs", rows["run"])[1]
+    assert all(f"{r['difference']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}]" in shown for r in rows["comparisons"])
     assert all(r["low"] <= r["difference"] <= r["high"] for r in rows["comparisons"])
 
 

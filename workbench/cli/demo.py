@@ -13,7 +13,7 @@ from recsys_core.data import known_datasets
 from workbench.cli import ui
 from workbench.config import Experiment
 from workbench.experiment import Report, run_experiment
-from workbench.report import comparison_rows, fidelity_rows, score_rows, simulation_row
+from workbench.report import FIDELITY_NOTE, comparison_rows, fidelity_rows, score_rows, simulation_row
 from workbench.store import Store
 
 
@@ -119,11 +119,12 @@ def render(facts: dict[str, Any], store: str) -> None:
             [r["agents"], r["test"], r["metric"], r["judge"], ui.interval(r["value"], r["low"], r["high"]), str(r["n"])]
             for r in facts["fidelity"]
         ]
-        note = (
-            "AUC: telling a user's latest real items from others, 0.5 is chance; popularity is the floor, EASE a reference. "
-            "W1, RMSE: ratings against the user's own."
+        ui.table(
+            "How far to trust them",
+            ["agents", "test", "measure", "judge", "value with 95% interval", "users or ratings"],
+            rows,
+            FIDELITY_NOTE,
         )
-        ui.table("How far to trust them", ["agents", "test", "measure", "judge", "value with 95% interval", "n"], rows, note)
     loop = facts["loop"]
     note = f"{loop['added']} interactions of {loop['users']} users added to training in every arm but 'none'; {where}; paired by user"
     ui.before_and_after(loop["comparisons"], loop["scores"], note)

@@ -13,6 +13,7 @@ import typer
 
 from recsys_core.errors import UnavailableError, missing_extra
 from workbench.cli import ui
+from workbench.report import DIFFERENCE_NOTE
 from workbench.store import Store
 
 
@@ -21,7 +22,7 @@ def runs(
     store: ui.StoreOption = ui.DEFAULT_STORE,
     json: ui.JsonOption = False,
 ) -> None:
-    """List stored runs, newest first, or show one: its facts, model calls, metrics and the hash of its log.
+    """List stored runs, newest first, or show one: its facts, model calls, metrics, differences and the hash of its log.
 
     Examples: workbench runs
 
@@ -39,19 +40,29 @@ def runs(
 
 def _show(store: Store, run: str, json: bool) -> None:
     summary, calls = store.run(run), store.call_totals(run)
-    evaluations, events = store.evaluations(run), store.status(run)
+    evaluations, comparisons, events = store.evaluations(run), store.comparisons(run), store.status(run)
     log_hash = store.log_hash(run) if summary.agents else ""
     columns = ("model", "arm", "seed", "part", "metric", "mean", "low", "high")
     metrics = [{name: getattr(e, name) for name in columns} for e in evaluations]
     facts = {**vars(summary), "events": [vars(e) for e in events], "calls": vars(calls), "log_hash": log_hash, "evaluations": metrics}
+    facts["comparisons"] = [vars(c) for c in comparisons]
     if json:
         return ui.print_json(facts)
-    plain = [[k, str(v)] for k, v in facts.items() if k not in ("evaluations", "config", "events", "calls")]
-    plain += [[f"calls: {k}", str(v)] for k, v in vars(calls).items()]
-    ui.table(summary.id, ["fact", "value"], plain)
+    times = {f"{name} (UTC)": _when(getattr(summary, name)) for name in ("created", "updated")}
+    left_out = ["created", "updated", "config", "events", "calls", "evaluations", "comparisons"]
+    left_out += [] if summary.agents else ["agents", "pages"]
+    asked = {f"calls: {name}": ui.plain(value) for name, value in vars(calls).items()} if calls.calls else {}
+    shown = {name: value for name, value in facts.items() if name not in left_out and value not in ("", None)} | times | asked
+    ui.table(summary.id, ["fact", "value"], [[name, str(value)] for name, value in shown.items()])
     if evaluations:
-        rows = [[e.model, e.arm, str(e.seed), e.metric, ui.interval(e.mean, e.low, e.high)] for e in evaluations]
-        ui.table("Metrics", ["model", "arm", "seed", "metric", "value with 95% interval"], rows)
+        rows = [[e.model, e.arm, e.part, str(e.seed), e.metric, ui.interval(e.mean, e.low, e.high)] for e in evaluations]
+        ui.table("Metrics", ["model", "arm", "part", "seed", "metric", "value with 95% interval"], rows)
+    if comparisons:
+        rows = [
+            [c.model, c.part, c.metric, f"{c.arm_b} - {c.arm_a}", ui.interval(c.difference, c.low, c.high, signed=True), f"{c.p:.3f}"]
+            for c in comparisons
+        ]
+        ui.table("Differences", ["model", "part", "metric", "of arms", "difference", "p"], rows, DIFFERENCE_NOTE)
     return None
 
 
@@ -72,6 +83,8 @@ def dashboard(
         pass
     command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.port", str(port), "--server.address", "localhost"]
     options = ["--server.headless", "true", "--browser.gatherUsageStats", "false"]
+    # The page is for readers: no deploying, and no watch over every file of the checkout, .venv too, for changes of the page.
+    options += ["--client.toolbarMode", "viewer", "--server.fileWatcherType", "none"]
     sys.exit(subprocess.call([*command, *options, "--", "--store", store]))
 
 

@@ -13,7 +13,7 @@ from workbench.cli.models import SetOption, parse_settings
 from workbench.config import DataSettings, Experiment, LLMSettings, LoopSettings, ModelSettings, SimulationSettings
 from workbench.data import load_split
 from workbench.experiment import close_loop
-from workbench.report import comparison_rows, fidelity_rows, score_rows, simulation_row
+from workbench.report import FIDELITY_NOTE, comparison_rows, fidelity_rows, score_rows, simulation_row
 from workbench.simulate import RunSettings, resume
 from workbench.simulate import simulate as simulate_run
 
@@ -79,7 +79,11 @@ def simulate(
     rows = [[key.replace("_", " "), ui.plain(value)] for key, value in facts.items() if key != "fidelity" and value is not None]
     ui.table(f"Simulation {outcome.run}", ["what", "figure"], rows)
     fidelity = [[r["judge"], r["test"], r["metric"], ui.interval(r["value"], r["low"], r["high"]), str(r["n"])] for r in facts["fidelity"]]
-    return ui.table("How far to trust it", ["judge", "test", "measure", "value with 95% interval", "n"], fidelity) if fidelity else None
+    if fidelity:
+        ui.table(
+            "How far to trust it", ["judge", "test", "measure", "value with 95% interval", "users or ratings"], fidelity, FIDELITY_NOTE
+        )
+    return None
 
 
 def augment(

@@ -24,6 +24,7 @@ from recsys_core.recommender import Recommender
 from workbench.loop import BASE
 from workbench.prompts.channel import ranking_through
 from workbench.prompts.recommender import LLMRanker
+from workbench.store import DEFAULT_STORE as DEFAULT_STORE  # of every command
 from workbench.store import Store
 from workbench.tables import Figure, Table, render
 
@@ -31,7 +32,6 @@ StoreOption = Annotated[str, typer.Option("--store", envvar="WORKBENCH_STORE", h
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 DataOption = Annotated[str, typer.Option("--data", help="A registered dataset, or a CSV, TSV, Parquet or RecBole .inter file.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Drives every random draw.")]
-DEFAULT_STORE = "workbench.sqlite"
 _FIGURES = set("0123456789+-.")
 
 progress_console = Console(stderr=True, highlight=False)

@@ -3,6 +3,7 @@
 from simulators.events import PageRecord
 from workbench.store.cache import StoreCache
 from workbench.store.code_version import code_version
+from workbench.store.database import DEFAULT_STORE, usual_store
 from workbench.store.queries import StoreReader
 from workbench.store.records import (
     AgentRecord,
@@ -23,6 +24,7 @@ from workbench.store.sink import RunSink
 from workbench.store.store import Store
 
 __all__ = [
+    "DEFAULT_STORE",
     "AgentRecord",
     "CallTotals",
     "Comparison",
@@ -42,4 +44,5 @@ __all__ = [
     "StoreReader",
     "code_version",
     "hash_users",
+    "usual_store",
 ]

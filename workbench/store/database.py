@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import time
@@ -18,6 +19,12 @@ from recsys_core.errors import DataError, RunStoppedError, UnavailableError, Wor
 from workbench.store.models import Base
 
 BUSY_SECONDS = 30
+DEFAULT_STORE = "workbench.sqlite"
+
+
+def usual_store() -> str:
+    """The store of a command that names none: WORKBENCH_STORE, else DEFAULT_STORE."""
+    return os.environ.get("WORKBENCH_STORE", DEFAULT_STORE)
 
 
 class Database:
