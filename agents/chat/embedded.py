@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ def shared_engine(folder: str = "") -> Engine:
 
     Without a folder it is SmolLM2-135M-Instruct, whose weights are fetched and converted where the cache has none.
     """
-    return Engine(Path(folder).expanduser() if folder else derived(ASSET, VERSION, convert))
+    engine = Engine(Path(folder).expanduser() if folder else derived(ASSET, VERSION, convert))
+    atexit.register(engine.close)  # a step still under way when the interpreter goes, as after Ctrl-C, would abort the process
+    return engine
 
 
 class EmbeddedChatModel(BaseChatModel):

@@ -242,6 +242,15 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(folder: Path, tmp_path
     assert "\n" not in str(error.value)
 
 
+def test_a_process_ends_in_the_middle_of_an_answer(folder: Path) -> None:
+    code = (
+        "import sys, time; from agents.chat.embedded import shared_engine; from agents.chat.types import Message\n"
+        "shared_engine(sys.argv[1]).chat([Message('user', 'Tell me a long story.')], max_tokens=1000); time.sleep(0.5); sys.exit(4)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (4, "")
+
+
 def test_loading_says_nothing(folder: Path) -> None:
     code = "import sys; from pathlib import Path; from agents.chat.engine import Engine; Engine(Path(sys.argv[1])).close()"
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
