@@ -52,6 +52,8 @@ def run_experiment(store: Store, experiment: Experiment, step: Step) -> Report:
     with step(f"loading {experiment.data.name}"):
         dataset, split = load_split(experiment.data)
     with step(f"training {len(experiment.baselines)} recommenders") as progress:
+    for model in (*(s.recommender for s in experiment.simulations), *experiment.loop.models):
+        resolved_model(store, model)  # a wrong name or field is refused now, not when its turn comes
         metrics, calls = experiment.loop.metrics, list[CallRecord]()
         config = {"baselines": _resolved(store, experiment.baselines), "data": experiment.data.model_dump()}
         with ranking_through(store, calls.append):

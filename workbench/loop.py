@@ -14,6 +14,7 @@ import numpy as np
 
 from recsys_core import Comparison, Evaluation, compare, create, evaluate
 from recsys_core.data import Dataset, Holdout
+from recsys_core.evaluation import metric_names
 from recsys_core.models import model_class
 from recsys_core.progress import Progress
 from workbench.config import ModelSettings
@@ -44,9 +45,10 @@ def train_and_evaluate(
 
     The histories at evaluation are the real ones in every arm: only what the model was trained on differs.
     """
+    metrics = metric_names(metrics)
     jobs = [Job(model, arm, seed) for model in models for arm in arms for seed in range(seeds if is_random(model) else 1)]
     results: dict[tuple[str, str], Trained] = {}
-    for done, (job, evaluation, seconds) in enumerate(_results(jobs, arms, holdout, tuple(metrics)), 1):
+    for done, (job, evaluation, seconds) in enumerate(_results(jobs, arms, holdout, metrics), 1):
         trained = results.setdefault((job.model.name, job.arm), Trained(job.model.name, job.arm))
         trained.runs.append(evaluation)
         trained.seconds += seconds

@@ -119,9 +119,9 @@ def _obtain(asset: Asset, out: Path, progress: Progress) -> dict[str, str]:
         for left in out.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     names = " or ".join(dict.fromkeys(s.file for s in asset.sources))
+    connect = "connect to the network, or " if any(source.remote for source in asset.sources) else ""
     raise UnavailableError(
-        f"asset {asset.name!r} cannot be had: {'; '.join(failures)}; "
-        f"connect to the network, or put {names} into a folder and set WORKBENCH_ASSETS to it"
+        f"asset {asset.name!r} cannot be had: {'; '.join(failures)}; {connect}put {names} into a folder and set WORKBENCH_ASSETS to it"
     )
 
 

@@ -12,12 +12,18 @@ from recsys_core.errors import DataError
 
 
 def positives(dataset: Dataset, min_rating: float) -> Dataset:
-    """The interactions rated `min_rating` or higher; users and items keep their dense ids, also those left without any."""
+    """The interactions rated `min_rating` or higher; users and items keep their dense ids, also those left without any.
+
+    Raises DataError when nothing is left.
+    """
     if not np.isfinite(min_rating):
         raise DataError(f"min_rating is {min_rating}; it must be a number in the source's own units")
     if dataset.rating is None:
         raise DataError(f"min_rating is {min_rating} but {dataset.name!r} has no rating column; leave min_rating out")
-    return dataset.rows(dataset.rating >= min_rating, f"{dataset.name}/rating>={min_rating:g}")
+    liked = dataset.rating >= min_rating
+    if not liked.any():
+        raise DataError(f"min_rating is {min_rating:g}, and no interaction of {dataset.name!r} is rated that high; lower it")
+    return dataset.rows(liked, f"{dataset.name}/rating>={min_rating:g}")
 
 
 def k_core(dataset: Dataset, k: int) -> Dataset:

@@ -28,7 +28,9 @@ def parse_metric(name: str) -> tuple[str, int | None]:
 
 
 def metric_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each checked, in order and without repeats."""
+    """The names, each checked, in order and without repeats; raises DataError where there is none, and what `parse_metric` raises."""
+    if not names:
+        raise DataError("no metric is named; name at least one, such as NDCG@10")
     for name in names:
         parse_metric(name)
     return tuple(dict.fromkeys(names))

@@ -35,12 +35,12 @@ def test_simulate_show_export_augment(cli: Cli, log_file: Path, tmp_path: Path) 
 
     code, out, _ = cli("augment", "latest", "--models", "ease,popularity", "--json")
     rows = json.loads(out)
+    shown = cli("runs", rows["run"])[1]
+    assert all(f"{r['difference']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}]" in shown for r in rows["comparisons"])
     assert code == 0
     assert {(r["model"], r["arm"]) for r in rows["comparisons"]} == {
         (m, a) for m in ("ease", "popularity") for a in ("popularity", "shown", "synthesized")
     }
-    shown = cli("runs", rows["run"])[1]
-    assert all(f"{r['difference']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}]" in shown for r in rows["comparisons"])
     assert all(r["low"] <= r["difference"] <= r["high"] for r in rows["comparisons"])
 
 
@@ -89,8 +89,11 @@ def test_a_training_with_checkpoints_is_taken_up_and_another_refused(cli: Cli, l
         (("evaluate", "esae"), 2, "ease"),
         (("evaluate", "ease", "--part", "train"), 2, "'valid' or 'test'"),
         (("evaluate", "ease", "--metrics", "NDGC@10"), 2, "NDGC@10"),
+        (("evaluate", "ease", "--metrics", ""), 2, "no metric is named"),
+        (("evaluate", "popularity", "esae"), 2, "ease"),
         (("train", "ease", "--set", "l3=1", "--out", "x"), 2, "l3"),
         (("train", "ease", "--set", "l2", "--out", "x"), 2, "name=value"),
+        (("train", "ease", "--out", "/dev/null/x"), 2, "/dev/null is no folder"),
         (("simulate", "--policy", "psychic"), 2, "psychic"),
         (("simulate", "--agents", "10000"), 2, "held-out users"),
         (("simulate", "--llm", "gpt-4o-mini"), 2, "openai:"),
@@ -104,6 +107,7 @@ def test_bad_input_gets_one_clear_line(cli: Cli, log_file: Path, arguments: tupl
         arguments = (*arguments, "--data", str(log_file))
     got, out, err = cli(*arguments)
     assert says in one_line_error(err)
+    assert "done" not in err, "refused before any work"
     assert (got, out) == (code, "")
 
 
@@ -134,6 +138,18 @@ def test_an_experiment_file_says_which_field_is_wrong(cli: Cli, tmp_path: Path) 
     code, _, err = cli("demo", "--config", str(path))
     assert code == 2
     assert "simulations.0.agentz" in one_line_error(err)
+    code, _, err = cli("evaluate", str(tmp_path / "absent.toml"))
+    assert code == 2
+    assert "absent.toml does not exist" in one_line_error(err)
+
+
+def test_a_wrong_recommender_of_the_loop_is_refused_before_anything_is_simulated(cli: Cli, log_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text(f"baselines = []\nsimulations = []\n[data]\nname = '{log_file}'\n[loop]\nmodels = [{{name = 'esae'}}]\n")
+    code, _, err = cli("demo", "--config", str(path))
+    assert code == 2
+    assert "did you mean 'ease'" in one_line_error(err)
+    assert json.loads(cli("runs", "--json")[1]) == []
 
 
 def test_a_whole_experiment_from_a_file(cli: Cli, log_file: Path, tmp_path: Path) -> None:

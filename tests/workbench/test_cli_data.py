@@ -69,6 +69,7 @@ def test_describe_takes_the_filters(cli: Cli, log_file: Path) -> None:
         (("--k-core", "1000"), "no 1000-core"),
         (("--tie-rule", "newest"), "'newest'"),
         (("--min-rating", "nan"), "min_rating is nan"),
+        (("--min-rating", "6"), "no interaction of 'films' is rated that high"),
         (("--items", "absent.csv"), "no file"),
         (("--users", "absent.docx"), ".docx"),
     ],
@@ -100,7 +101,9 @@ def test_list_tells_where_everything_is(cli: Cli, monkeypatch: pytest.MonkeyPatc
     code, _, err = cli("data", "describe", "ml-1m-sequences")
     assert code == 3
     assert "SHA-256 is" in one_line_error(err)
-    assert "WORKBENCH_SHARED_DATA" in one_line_error(cli("data", "fetch", "beauty-s3rec")[2])
+    nowhere = one_line_error(cli("data", "fetch", "beauty-s3rec")[2])
+    assert "WORKBENCH_SHARED_DATA" in nowhere
+    assert "connect to the network" not in nowhere, "nobody offers it for download"
 
 
 def test_one_file_says_all_about_the_data(log_file: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -12,7 +13,7 @@ from agents.chat import CallRecord
 from recsys_core import create, known_models, load
 from recsys_core import evaluate as evaluate_model
 from recsys_core.errors import DataError
-from recsys_core.evaluation import DEFAULT_METRICS
+from recsys_core.evaluation import DEFAULT_METRICS, metric_names
 from recsys_core.models import model_class
 from recsys_core.recommender import FitOptions
 from workbench.cli import ui
@@ -46,6 +47,9 @@ def train(
     from recsys_core.training.distributed import is_main_process  # torch: not at every start of the command line
 
     _, split = load_split(DataSettings(name=data))
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):  # known now, not when it is trained
+        raise DataError(f"--out {out} cannot be made, {there} is no folder that can be written; name another")
     start = time.perf_counter()
     with ui.answers_kept(model_class(model), store):
         recommender = create(model, **parse_settings(settings))
@@ -85,14 +89,17 @@ def evaluate(
     """
     if form not in get_args(Format):
         raise DataError(f"format is {form!r}; it must be one of {', '.join(get_args(Format))}")
-    if len(models) == 1 and models[0].endswith(".toml") and Path(models[0]).is_file():
+    if len(models) == 1 and models[0].endswith(".toml"):
         given = {"--data": data, "--part": part, "--metrics": metrics, "--seeds": seeds}
         if twice := [option for option, value in given.items() if value is not None]:
             raise DataError(f"{twice[0]} does not go with {models[0]}; set it in the file's [grid]")
         return _evaluate_grid(Path(models[0]), form, out, checkpoints, store, json)
     if checkpoints is not None:
         raise DataError("--checkpoints goes with a TOML file; a single model is trained by: workbench train")
-    names = ui.names(metrics) if metrics is not None else DEFAULT_METRICS
+    names = metric_names(ui.names(metrics) if metrics is not None else DEFAULT_METRICS)
+    for model in models:
+        if not Path(model).is_dir():
+            model_class(model)  # a wrong name is refused before the models before it are trained
     return _evaluate_models(models, data or "ml-100k", part or "valid", names, seeds or 1, form, out, store, json)
 
 

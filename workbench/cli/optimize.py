@@ -29,7 +29,7 @@ TaskArgument = Annotated[str, typer.Argument(help=_ROWS)]
 LlmOption = Annotated[str, typer.Option("--llm", help="The model that ranks: `embedded`, `openai:MODEL`, or `vllm:MODEL@URL`.")]
 RecommenderOption = Annotated[str, typer.Option("--recommender", help="For rerank: whose lists are put in order.")]
 CandidatesOption = Annotated[int | None, typer.Option("--candidates", min=2, help="For rerank and mind: candidates a row.")]
-TestOption = Annotated[int | None, typer.Option("--test", min=1, help="Test rows; by default as many as the source gives.")]
+TestOption = Annotated[int | None, typer.Option("--test", min=1, help="Test rows; by default 400, of files of PO4ISR or RecPrompt all.")]
 MetricsOption = Annotated[str, typer.Option("--metrics", help="Reported beside it, comma-separated.")]
 
 
@@ -60,8 +60,8 @@ def optimize(
     retries: Annotated[int, typer.Option("--retries", min=0, help="Further attempts of a model question.")] = 3,
     max_calls: Annotated[int | None, typer.Option("--max-calls", min=1, help="Budget of model questions, never exceeded.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Budget of tokens, never exceeded.")] = None,
-    max_cost: Annotated[float | None, typer.Option("--max-cost", help="Budget in US dollars, never exceeded.")] = None,
-    max_seconds: Annotated[float | None, typer.Option("--max-seconds", help="Budget of wall time.")] = None,
+    max_cost: Annotated[float | None, typer.Option("--max-cost", min=0.0001, help="Budget in US dollars, never exceeded.")] = None,
+    max_seconds: Annotated[float | None, typer.Option("--max-seconds", min=1, help="Budget of wall time.")] = None,
     resume: Annotated[str | None, typer.Option("--resume", help="Go on with a stopped search (its id, or 'latest').")] = None,
     seed: ui.SeedOption = 0,
     store: ui.StoreOption = ui.DEFAULT_STORE,
@@ -71,7 +71,7 @@ def optimize(
 
     Examples: workbench optimize po4isr:data/po4isr/games --test 300
 
-    workbench optimize rerank:ml-100k --llm openai:gpt-4o-mini --optimizer recprompt --max-cost 2
+    workbench optimize rerank:ml-100k --recommender ease --train 20 --dev 60 --test 100 --llm openai:gpt-4o-mini --max-cost 2
 
     workbench optimize --resume latest
     """

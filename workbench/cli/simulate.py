@@ -32,7 +32,7 @@ def simulate(
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one model question.")] = 120.0,
     retries: Annotated[int, typer.Option("--retries", min=0, help="Further attempts of a model question.")] = 3,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Token budget of the run, never exceeded.")] = None,
-    max_cost: Annotated[float | None, typer.Option("--max-cost", help="Budget in US dollars, never exceeded.")] = None,
+    max_cost: Annotated[float | None, typer.Option("--max-cost", min=0.0001, help="Budget in US dollars, never exceeded.")] = None,
     fidelity_users: Annotated[int | None, typer.Option("--fidelity-users", min=0, help="Users for the fidelity test; 0 skips it.")] = None,
     resume_run: Annotated[str | None, typer.Option("--resume", help="Go on with a stopped run (its id, or 'latest').")] = None,
     store: ui.StoreOption = ui.DEFAULT_STORE,
