@@ -17,6 +17,7 @@ from workbench.config import Experiment, ModelSettings
 from workbench.data import load_split
 from workbench.loop import Trained, compare_arms, store_results, train_and_evaluate
 from workbench.prompts.channel import ranking_through
+from workbench.running import ended
 from workbench.simulate import Outcome, resolved_model, simulate
 from workbench.store import Store
 
@@ -51,9 +52,9 @@ def run_experiment(store: Store, experiment: Experiment, step: Step) -> Report:
     """Runs every part in order; each is a stored run of its own, so what is done stays done if a later part fails."""
     with step(f"loading {experiment.data.name}"):
         dataset, split = load_split(experiment.data)
-    with step(f"training {len(experiment.baselines)} recommenders") as progress:
     for model in (*(s.recommender for s in experiment.simulations), *experiment.loop.models):
         resolved_model(store, model)  # a wrong name or field is refused now, not when its turn comes
+    with step(f"training {len(experiment.baselines)} recommenders") as progress:
         metrics, calls = experiment.loop.metrics, list[CallRecord]()
         config = {"baselines": _resolved(store, experiment.baselines), "data": experiment.data.model_dump()}
         with ranking_through(store, calls.append):
@@ -80,11 +81,11 @@ def close_loop(store: Store, experiment: Experiment, dataset: Dataset, split: Sp
     config: dict[str, Any] = {"loop": loop, "data": experiment.data.model_dump(), "simulations": list(runs)}
     run = store.start_run("augment", experiment.name, config, experiment.seed, dataset, split)
     sink = store.sink(run)
-    with ranking_through(store, lambda record: sink.calls([record])):
-        trained = train_and_evaluate(arms, split.test, settings.models, settings.seeds, settings.metrics, progress)
-    comparisons = compare_arms(trained, settings.metrics)
-    store_results(store, run, trained, comparisons)
-    store.record_status(run, "finished")
+    with ended(store, run):
+        with ranking_through(store, lambda record: sink.calls([record])):
+            trained = train_and_evaluate(arms, split.test, settings.models, settings.seeds, settings.metrics, progress)
+        comparisons = compare_arms(trained, settings.metrics)
+        store_results(store, run, trained, comparisons)
     added = len(arms["synthesized"]) - len(split.train)
     return Loop(run, trained, comparisons, added, len({p.user for p in pages}))
 

@@ -4,27 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from recsys_core.errors import RunStoppedError, WorkbenchError
-from workbench.store import Status, Store
+from workbench.store import Status, Store, usual_store
 
 
 @contextmanager
-def marked(store: Store, run: str, resume: str) -> Iterator[None]:
-    """Records how a run ended, whatever ended it. resume: the command that goes on with it, without the run's id."""
+def ended(store: Store, run: str) -> Iterator[None]:
+    """Records how a run ended, whatever ended it."""
     try:
         yield
     except KeyboardInterrupt:
         _record(store, run, "stopped", "interrupted")
-        raise RunStoppedError(f"run {run} interrupted; all that was finished is stored, go on with: {resume} {run}") from None
+        raise
     except WorkbenchError as error:
         _record(store, run, "stopped" if isinstance(error, RunStoppedError) else "failed", str(error))
-        hint = "" if "--resume" in str(error) else f" (run {run} keeps what it has; go on with: {resume} {run})"
-        raise type(error)(f"{error}{hint}") from error
+        raise
     except BaseException as error:
         _record(store, run, "failed", f"{type(error).__name__}: {error}")
         raise
     store.record_status(run, "finished")
+
+
+@contextmanager
+def marked(store: Store, run: str, resume: str) -> Iterator[None]:
+    """`ended` for a run that can go on. resume: the command that does, without the run's id."""
+    again = f"{resume} {run}{_elsewhere(store)}"
+    try:
+        with ended(store, run):
+            yield
+    except KeyboardInterrupt:
+        raise RunStoppedError(f"run {run} interrupted; all that was finished is stored, go on with: {again}") from None
+    except WorkbenchError as error:
+        hint = "" if "--resume" in str(error) else f" (run {run} keeps what it has; go on with: {again})"
+        raise type(error)(f"{error}{hint}") from error
+
+
+def _elsewhere(store: Store) -> str:
+    """The option that names the store, where a command would take another one without it."""
+    usual = usual_store()
+    return "" if "://" in usual or str(Path(usual).absolute()) == store.where else f" --store {store.where}"
 
 
 def _record(store: Store, run: str, status: Status, message: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.processes import Child, command_line
 from tests.workbench.conftest import Cli, one_line_error
+from workbench.store import Store
 
 
 def test_simulate_show_export_augment(cli: Cli, log_file: Path, tmp_path: Path) -> None:
@@ -97,7 +101,7 @@ def test_a_training_with_checkpoints_is_taken_up_and_another_refused(cli: Cli, l
         (("simulate", "--policy", "psychic"), 2, "psychic"),
         (("simulate", "--agents", "10000"), 2, "held-out users"),
         (("simulate", "--llm", "gpt-4o-mini"), 2, "openai:"),
-        (("simulate", "--resume", "latest"), 2, "none yet"),
+        (("simulate", "--resume", "latest"), 2, "no store"),
         (("runs", "latest"), 2, "no store"),
         (("demo", "--config", "absent.toml"), 2, "absent.toml"),
     ],
@@ -150,6 +154,21 @@ def test_a_wrong_recommender_of_the_loop_is_refused_before_anything_is_simulated
     assert code == 2
     assert "did you mean 'ease'" in one_line_error(err)
     assert json.loads(cli("runs", "--json")[1]) == []
+
+
+def test_ctrl_c_says_that_work_is_kept_and_marks_the_run(log_file: Path, tmp_path: Path) -> None:
+    store = str(tmp_path / "store.sqlite")
+    simulated = Child(tmp_path, command_line, "simulate", "--store", store, "--data", str(log_file), "--fidelity-users", "0").end()
+    assert simulated[0] == 0, simulated[2]
+    child = Child(tmp_path, command_line, "augment", "latest", "--store", store, "--models", "bpr", "--seeds", "1000")
+    with Store.open(store) as opened:
+        while not opened.runs("augment"):
+            assert child.alive
+            time.sleep(0.05)
+        child.send(signal.SIGINT)
+        code, _, err = child.end()
+        assert (code, opened.run("latest").status) == (130, "stopped"), err
+    assert "interrupted; what was finished is kept" in err
 
 
 def test_a_whole_experiment_from_a_file(cli: Cli, log_file: Path, tmp_path: Path) -> None:

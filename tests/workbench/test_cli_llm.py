@@ -162,7 +162,7 @@ def test_interrupted_and_killed_runs_resume_without_asking_twice(log_file: Path,
             code, _, err = child.end(60)
             assert code == (4 if how == signal.SIGINT else -signal.SIGKILL), err
             if how == signal.SIGINT:
-                assert f"--resume {run}" in one_line_error(err)
+                assert f"--resume {run} --store {store}" in one_line_error(err)
             with Store.open(store) as opened:
                 assert before <= len(opened.pages(run)) < whole
             arguments = ["simulate", "--store", str(store), "--resume", run, *spec(slow)]

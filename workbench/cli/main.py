@@ -45,9 +45,10 @@ def run() -> None:
     except WorkbenchError as error:
         progress_console.print(f"[red]error:[/] {escape(' '.join(str(error).split()))}", soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        progress_console.print("[red]interrupted[/]")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # Typer makes this of Ctrl-C, without a word
+            progress_console.print("[red]interrupted;[/] what was finished is kept, give the same command again")
+        raise
     except BrokenPipeError:
         sys.exit(0)
 

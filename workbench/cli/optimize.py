@@ -79,7 +79,7 @@ def optimize(
         "concurrency": concurrency, "timeout": timeout, "retries": retries, "max_calls": max_calls, "max_tokens": max_tokens,
         "max_cost": max_cost, "max_seconds": max_seconds,
     }  # fmt: skip
-    with ui.opened(store) as handle:
+    with ui.opened(store, create=not resume) as handle:
         if resume:
             known, _ = stored_settings(handle.run(handle.resolve(resume, "optimize")).config)
             with ui.step(f"resuming {resume}") as progress:

@@ -51,7 +51,7 @@ def simulate(
     bounds: dict[str, Any] = {
         "concurrency": concurrency, "timeout": timeout, "retries": retries, "max_tokens": max_tokens, "max_cost": max_cost
     }  # fmt: skip
-    with ui.opened(store) as handle:
+    with ui.opened(store, create=not resume_run) as handle:
         if resume_run:
             settings = RunSettings(**handle.run(handle.resolve(resume_run, "simulate")).config).simulation
             with ui.step(f"resuming {resume_run}") as progress:
