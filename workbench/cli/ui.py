@@ -35,8 +35,8 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Drives every ran
 _FIGURES = set("0123456789+-.")
 
 progress_console = Console(stderr=True, highlight=False)
-# Piped output has no width of its own; 170 columns keep every table's rows on one line.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 170)
+# Piped output has no width of its own; 240 columns keep every table's rows on one line.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
 
 
 def print_json(value: Any) -> None:
