@@ -81,13 +81,11 @@ def _results(jobs: Sequence[Job], arms: Mapping[str, Dataset], holdout: Holdout,
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker) as pool:
-        futures = [pool.submit(_run, job, arms[job.arm], holdout, metrics) for job in jobs]
         try:
-            for future in futures:
+            for future in [pool.submit(_run, job, arms[job.arm], holdout, metrics) for job in jobs]:
                 yield future.result()
         except BaseException:
-            for future in futures:
-                future.cancel()
+            # Futures are left to the pool, which fails them all: one cancelled here could stop it short, and us in waiting for it.
             for child in multiprocessing.active_children():
                 child.terminate()
             raise

@@ -160,15 +160,18 @@ def test_ctrl_c_says_that_work_is_kept_and_marks_the_run(log_file: Path, tmp_pat
     store = str(tmp_path / "store.sqlite")
     simulated = Child(tmp_path, command_line, "simulate", "--store", store, "--data", str(log_file), "--fidelity-users", "0").end()
     assert simulated[0] == 0, simulated[2]
+    # So many trainings that they are worth processes.
     child = Child(tmp_path, command_line, "augment", "latest", "--store", store, "--models", "bpr", "--seeds", "1000")
     with Store.open(store) as opened:
         while not opened.runs("augment"):
             assert child.alive
             time.sleep(0.05)
+        time.sleep(2)  # until work is handed out
         child.send(signal.SIGINT)
-        code, _, err = child.end()
+        code, _, err = child.end(30)
         assert (code, opened.run("latest").status) == (130, "stopped"), err
     assert "interrupted; what was finished is kept" in err
+    assert "Traceback" not in err
 
 
 def test_a_whole_experiment_from_a_file(cli: Cli, log_file: Path, tmp_path: Path) -> None:
