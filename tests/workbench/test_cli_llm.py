@@ -144,6 +144,15 @@ def test_a_budget_is_never_passed_and_more_of_it_goes_on(cli: Cli, log_file: Pat
     assert len(server.requests) == whole["pages"]
 
 
+def test_a_resumed_run_keeps_its_budget_until_it_is_given_another(cli: Cli, log_file: Path, server: FaultServer) -> None:
+    bound = ("--max-tokens", "1000")
+    for command in (("--data", str(log_file), *AGENTS, *bound), ("--resume", "latest")):
+        code, _, err = cli("simulate", *spec(server), *command)
+        assert code == 4
+        assert "tokens budget of 1000" in one_line_error(err)
+    assert cli("simulate", "--resume", "latest", *spec(server), "--max-tokens", "100000")[0] == 0
+
+
 def test_interrupted_and_killed_runs_resume_without_asking_twice(log_file: Path, tmp_path: Path) -> None:
     """A real SIGINT, then a kill -9, then resume: the log equals that of a run nobody touched, and no page is paid twice."""
     with FaultServer(sensible) as fast:

@@ -250,7 +250,7 @@ def test_a_template_is_tested_for_a_reason_beside_another_that_shows_the_same(cl
         (("optimize", "po4isr:FILMS", "--set", "magic=1"), "magic"),
         (("optimize", "po4isr:FILMS", "--metric", "luck"), "luck"),
         (("optimize", "po4isr:FILMS", "--template", "nothing"), "built in are choice, likelihood"),
-        (("optimize", "--resume", "latest"), "optimize"),
+        (("optimize", "--resume", "latest"), "no store"),
         (("prompts", "show", "nothing"), "built in are choice, likelihood"),
         (("prompts", "add", "mine.txt"), "is not a .toml file"),
     ],

@@ -84,8 +84,8 @@ def optimize(
             known, _ = stored_settings(handle.run(handle.resolve(resume, "optimize")).config)
             with ui.step(f"resuming {resume}") as progress:
                 watch = _Watch(progress)
-                again = known.llm.model_copy(update={"spec": known.llm.spec if llm == "embedded" else llm, **bounds})
-                found = resume_search(handle, resume, _say, watch, again)
+                again = None if llm == "embedded" else llm
+                found = resume_search(handle, resume, _say, watch, ui.taken_up(known.llm, again, bounds))
         else:
             start = resolve(handle, template or ("likelihood" if llm.startswith("embedded") else "plain"))
             asked = OptimizeSettings(

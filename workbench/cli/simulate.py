@@ -55,7 +55,7 @@ def simulate(
         if resume_run:
             settings = RunSettings(**handle.run(handle.resolve(resume_run, "simulate")).config).simulation
             with ui.step(f"resuming {resume_run}") as progress:
-                outcome = resume(handle, resume_run, progress, settings.llm.model_copy(update={"spec": llm or settings.llm.spec, **bounds}))
+                outcome = resume(handle, resume_run, progress, ui.taken_up(settings.llm, llm, bounds))
         else:
             if policy not in ("statistical", "llm"):
                 raise DataError(f"policy is {policy!r}; it must be 'statistical' or 'llm'")

@@ -21,6 +21,7 @@ from rich.table import Table as View
 from recsys_core.errors import DataError
 from recsys_core.progress import Progress
 from recsys_core.recommender import Recommender
+from workbench.config import LLMSettings
 from workbench.loop import BASE
 from workbench.prompts.channel import ranking_through
 from workbench.prompts.recommender import LLMRanker
@@ -129,6 +130,11 @@ def interval(value: float, low: float, high: float, signed: bool = False) -> str
     """`0.123 [0.110, 0.136]`."""
     sign = "+" if signed else ""
     return f"{value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+
+
+def taken_up(began: LLMSettings, spec: str | None, bounds: dict[str, Any]) -> LLMSettings:
+    """The model of a resumed run: as it began, but for another spec and bounds that are given; a budget holds until another one is."""
+    return began.model_copy(update={"spec": spec or began.spec} | {name: value for name, value in bounds.items() if value is not None})
 
 
 def names(text: str) -> tuple[str, ...]:
