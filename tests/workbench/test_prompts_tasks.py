@@ -551,7 +551,7 @@ def test_users_whose_positives_were_all_missed_can_be_left_out_and_are_counted(f
     assert {row.id for row in made.dev} < reached
     share = float(made.source.split("10, ")[-1].split("%")[0]) / 100
     assert abs(share - len(reached) / len(everyone)) < 0.35
-    with pytest.raises(DataError, match="such users left; ask for fewer or a larger n"):
+    with pytest.raises(DataError, match="such users left; ask for fewer, or for more candidates"):
         rerank_task(ease, films, split, n=10, train=5, dev=20, test=35, reached_only=True)
 
 

@@ -167,7 +167,7 @@ def _words(plan: Plan) -> str:
     test = f", {plan.test} test rows show one of {plan.test_effect:.3f}" if plan.test else "; the test rows stay sealed"
     return (
         f"{plan.search} rows to search by; {plan.fresh} to confirm on, which show a difference of {plan.fresh_effect:.3f} with 80% chance"
-        f"{test} (by the spread of the baselines; prompts of one model differ less). {plan.outlook}"
+        f"{test} (by the spread of the baselines; prompts of one model differ less); {plan.outlook}"
     )
 
 

@@ -47,7 +47,7 @@ def rerank_task(
             asked += len(places)
             kept += [row for row in rerank_rows(recommender, dataset, holdout, places, n, part) if row.positives or not reached_only]
         if len(kept) < size:
-            fix = "ask for fewer or a larger n" if reached_only else "ask for fewer"
+            fix = "ask for fewer, or for more candidates" if reached_only else "ask for fewer"
             raise DataError(f"{size} {part} rows are asked for, {dataset.name!r} has {len(kept)} such users left; {fix}")
         share = len(kept) / max(asked, 1)
         # Those asked in vain are used up too: left to the next part, they would make its share too small.
