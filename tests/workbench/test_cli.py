@@ -195,4 +195,5 @@ def test_a_whole_experiment_from_a_file(cli: Cli, log_file: Path, tmp_path: Path
     assert first == second
     code, out, _ = cli("demo", "--config", str(path))
     assert "Before and after" in out
+    assert "averaged over training seeds (ease 1)" in out
     assert "synthesized" in out.lower()

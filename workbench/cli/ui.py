@@ -123,6 +123,8 @@ def before_and_after(comparisons: Sequence[dict[str, Any]], scores: Sequence[dic
         ]
         for r in comparisons
     ]  # fmt: skip
+    seeds = ", ".join(f"{name} {count}" for name, count in {r["model"]: r["seeds"] for r in scores}.items())
+    note += f"; averaged over training seeds ({seeds}); p not corrected for the number of rows"
     table("Before and after", ["model", "metric", "added to training", "before", "after", "difference", "p"], cells, note)
 
 
