@@ -6,6 +6,7 @@ epoch, which records the CUDA graph and translates, is left out; the rest are gi
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import time
 from collections import defaultdict
@@ -105,6 +106,7 @@ class Utilization:
 
 def measure(name: str, dataset: Dataset, epochs: int, config: dict[str, Any]) -> dict[str, Any]:
     """One row of the table."""
+    gc.collect()  # of the variant before, nothing counts as this one's memory
     start = time.perf_counter()
     watched = Utilization()
     reports = trained(dataset, epochs, config, watched)
