@@ -36,6 +36,12 @@ class RunStoppedError(WorkbenchError):
     exit_code = 4
 
 
+def refuse_text(what: str, given: object) -> None:
+    """Raises DataError for one text where several are expected: each of its letters would be taken for one."""
+    if isinstance(given, str):
+        raise DataError(f"{what} are a list, not the text {given!r}; write [{given!r}]")
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> UnavailableError:
     """The error for an optional dependency that is not installed."""
     return UnavailableError(f"{purpose} needs the package {package!r}; install it with: pip install '.[{extra}]'")

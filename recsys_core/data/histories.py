@@ -52,8 +52,8 @@ class Histories:
 
     @classmethod
     def external(cls, items: Vocabulary, rows: Sequence[Sequence[str]]) -> Histories:
-        """From external item ids; raises DataError that names unknown ones."""
-        return cls.of([items.encode(list(r)) for r in rows])
+        """From external item ids; raises DataError that names unknown ones, and for a history that is no list."""
+        return cls.of([items.encode(r) for r in rows])
 
     def __len__(self) -> int:
         return len(self.items)

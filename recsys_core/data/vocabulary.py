@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from recsys_core.data.jagged import Ints
-from recsys_core.errors import DataError
+from recsys_core.errors import DataError, refuse_text
 
 
 class Vocabulary:
@@ -28,7 +28,8 @@ class Vocabulary:
         return external in self._index
 
     def encode(self, external: Sequence[str]) -> Ints:
-        """Dense ids [N] int64 of external ids; raises DataError that names the unknown ones."""
+        """Dense ids [N] int64 of external ids; raises DataError that names the unknown ones, and for one text in place of a list."""
+        refuse_text("external ids", external)
         unknown = [e for e in external if e not in self._index]
         if unknown:
             shown = ", ".join(repr(u) for u in unknown[:5])

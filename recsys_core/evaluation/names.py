@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from recsys_core.errors import DataError, unknown_name
+from recsys_core.errors import DataError, refuse_text, unknown_name
 
 ACCURACY = ("HR", "NDCG", "MRR", "Recall", "AUC")
 """Metrics of where the held-out items landed; one value a user."""
@@ -29,6 +29,7 @@ def parse_metric(name: str) -> tuple[str, int | None]:
 
 def metric_names(names: Sequence[str]) -> tuple[str, ...]:
     """The names, each checked, in order and without repeats; raises DataError where there is none, and what `parse_metric` raises."""
+    refuse_text("metrics", names)
     if not names:
         raise DataError("no metric is named; name at least one, such as NDCG@10")
     for name in names:

@@ -14,7 +14,7 @@ from recsys_core.data.dataset import Dataset
 from recsys_core.data.features import Category, Feature, Number, Tags
 from recsys_core.data.jagged import Ints, Jagged
 from recsys_core.data.vocabulary import Vocabulary
-from recsys_core.errors import DataError, unknown_name
+from recsys_core.errors import DataError, refuse_text, unknown_name
 from recsys_core.vectors import Value
 
 TAG = "tag"
@@ -74,6 +74,8 @@ class Catalogue:
 
         Raises DataError for an id twice and for a value of the wrong kind, UnknownNameError for a feature that the catalogue lacks.
         """
+        for item in items:
+            refuse_text(f"tags of new item {item.id!r}", item.tags)
         given: list[dict[str, Value]] = [{**({TAG: tuple(i.tags)} if i.tags else {}), **i.features} for i in items]
         for name in {name for values in given for name in values}:
             self.feature(name)

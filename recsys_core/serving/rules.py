@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from recsys_core.data.features import Category, Number, Tags
 from recsys_core.data.jagged import Ints
-from recsys_core.errors import DataError
+from recsys_core.errors import DataError, refuse_text
 from recsys_core.serving.catalogue import TAG, Catalogue
 
 Mask = NDArray[np.bool_]
@@ -77,6 +77,7 @@ class Has(Rule):
     values: Sequence[str]
 
     def mask(self, catalogue: Catalogue) -> Mask:
+        refuse_text(f"values of {self.feature!r}", self.values)
         feature = catalogue.feature(self.feature)
         if isinstance(feature, Number):
             raise DataError(f"item feature {self.feature!r} is a number; ask for a range such as Between({self.feature!r}, 0, 1)")

@@ -16,7 +16,7 @@ from recsys_core.data.features import plain_values
 from recsys_core.data.histories import Histories
 from recsys_core.data.jagged import Floats, Ints, Jagged
 from recsys_core.data.vocabulary import Vocabulary
-from recsys_core.errors import DataError
+from recsys_core.errors import DataError, refuse_text
 from recsys_core.models.registry import load
 from recsys_core.recommender import Recommender, top_k
 from recsys_core.serving.catalogue import Catalogue, NewItem
@@ -102,6 +102,7 @@ class Service:
         at: seconds, the moment of asking, for models that read it. Raises DataError that names unknown users: give their history to
         `recommend_for`, or ask for `popular`.
         """
+        refuse_text("users", users)
         unknown = [u for u in users if u not in self.users]
         if unknown:
             names = ", ".join(map(repr, unknown[:5]))
@@ -124,7 +125,7 @@ class Service:
         timestamps: seconds of each item, needed by models that read time. The rest is as in `recommend`. Raises DataError that names
         unknown items.
         """
-        items = Jagged.from_rows([self.catalogue.ids.encode(list(row)) for row in histories])
+        items = Jagged.from_rows([self.catalogue.ids.encode(row) for row in histories])
         times = None
         if timestamps is not None:
             given = Jagged.from_rows(timestamps)

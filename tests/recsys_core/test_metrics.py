@@ -13,7 +13,7 @@ from ir_measures import RR, R, Success, nDCG
 
 from recsys_core.data.jagged import Jagged
 from recsys_core.errors import DataError, UnknownNameError
-from recsys_core.evaluation import beyond_accuracy, coverage, diversity, gini, novelty, popularity, rank, top_lists
+from recsys_core.evaluation import beyond_accuracy, coverage, diversity, gini, metric_names, novelty, popularity, rank, top_lists
 from recsys_core.evaluation.lists import tag_vectors
 
 CUTOFFS = (1, 5, 10, 500)
@@ -196,6 +196,8 @@ def test_bad_metric_names_are_explained(name: str, error: type[Exception], text:
 
 
 def test_bad_input_is_refused() -> None:
+    with pytest.raises(DataError, match=r"metrics are a list, not the text 'MRR'; write \['MRR'\]"):
+        metric_names("MRR")
     scores = np.zeros((2, 3), np.float32)
     with pytest.raises(DataError, match="targets of row 1 are empty"):
         rank(scores, Jagged.from_rows([[0], []]))

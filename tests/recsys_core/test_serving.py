@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_core import create
-from recsys_core.data import Dataset, Vocabulary
+from recsys_core.data import Dataset, Histories, Vocabulary
 from recsys_core.data.features import Category, Features, Number, Tags
 from recsys_core.data.jagged import Floats, Jagged
 from recsys_core.errors import DataError, UnknownNameError
@@ -107,6 +107,23 @@ def test_unknown_ids_are_named(popular: Service) -> None:
         popular.recommend(["u1"], k=0)
     with pytest.raises(DataError, match="timestamps"):
         popular.recommend_for([["i1"]], timestamps=[[1, 2]])
+
+
+def test_one_text_is_not_taken_for_its_letters(folder: Path) -> None:
+    log = film_log(users=12)
+    named = replace(log, users=Vocabulary("0123456789ab"), items=Vocabulary(chr(200 + i) for i in range(len(log.items))))
+    service = Service.of(create("popularity").fit(named), named)
+    first, second = named.items.ids[:2]
+    for ask, fix in (
+        (lambda: service.recommend("12"), r"users are a list, not the text '12'; write \['12'\]"),
+        (lambda: service.recommend_for([first + second]), "external ids are a list, not the text"),
+        (lambda: Histories.external(named.items, [first + second]), "external ids are a list"),
+        (lambda: service.popular(rules=[Only(first + second)]), "external ids are a list"),
+        (lambda: service.popular(rules=[Has("tag", "Drama")]), r"values of 'tag' are a list.*write \['Drama'\]"),
+        (lambda: Service.load(folder).add_items([NewItem("a", "A film", "Drama", {"genre": "Drama"})]), "tags of new item 'a'"),
+    ):
+        with pytest.raises(DataError, match=fix):
+            ask()
 
 
 def test_a_service_refuses_what_does_not_belong_together(popular: Service, log: Dataset) -> None:
