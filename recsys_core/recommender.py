@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.histories import Histories
-from recsys_core.data.jagged import Floats, Ints, Jagged
+from recsys_core.data.jagged import Floats, Ints, Jagged, check_rows
 from recsys_core.data.preferences import Preferences
 from recsys_core.data.split import Holdout
 from recsys_core.data.vocabulary import Vocabulary
@@ -94,8 +94,13 @@ class Recommender(ABC):
         return self
 
     def score(self, histories: Histories, candidates: Ints | None = None) -> Floats:
-        """Scores, higher is better: [B, I] float32 over the catalogue, or [B, C] of candidates [B, C] (dense ids)."""
+        """Scores, higher is better: [B, I] float32 over the catalogue, or [B, C] of candidates [B, C] (dense ids).
+
+        Raises DataError for what `scores` does, and for candidates of another shape or outside the catalogue.
+        """
         scores: Floats = self.scores(histories).cpu().numpy()
+        if candidates is not None:
+            check_candidates(candidates, *scores.shape)
         return scores if candidates is None else np.take_along_axis(scores, candidates, axis=1)
 
     def scores(self, histories: Histories) -> Tensor:
@@ -117,14 +122,15 @@ class Recommender(ABC):
         return scores
 
     def recommend(self, histories: Histories, k: int, exclude: Jagged | None = None) -> Recommendations:
-        """The k best items a user; `exclude` (jagged dense ids, default: the histories themselves) never appear.
+        """The k best items a user; `exclude` (a row of jagged dense ids for each, default: the histories themselves) never appear.
 
-        Equal scores are ordered by dense id, so the list is a function of its input.
+        Equal scores are ordered by dense id, so the list is a function of its input. Raises DataError for what `scores` does, for a k
+        below 1, and for rows to exclude that are not one a user or hold ids outside the catalogue.
         """
-        if k < 1:
-            raise DataError(f"k is {k}; ask for at least 1 item")
+        check_k(k)
         scores = self.scores(histories).clone()
         banned = histories.items if exclude is None else exclude
+        check_rows("exclude", banned, *scores.shape)
         scores[banned.row_ids, banned.values] = float("-inf")
         items, top = (found.cpu().numpy() for found in top_k(scores, min(k, scores.shape[1])))
         items[np.isneginf(top)] = -1
@@ -186,6 +192,20 @@ class Recommender(ABC):
 
     @abstractmethod
     def _load_state(self, state: dict[str, NDArray]) -> None: ...
+
+
+def check_k(k: int) -> None:
+    """Raises DataError for a length of a list that is no whole number from 1."""
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise DataError(f"k is {k}; ask for at least 1 item, a whole number")
+
+
+def check_candidates(candidates: Ints, users: int, items: int) -> None:
+    """Raises DataError unless candidates are [users, C] dense ids below `items`."""
+    if candidates.ndim != 2 or len(candidates) != users:
+        raise DataError(f"candidates have shape {candidates.shape}; give one row a history, [{users}, C]")
+    if candidates.size and not (candidates.min() >= 0 and candidates.max() < items):
+        raise DataError(f"candidates hold item ids {candidates.min()} .. {candidates.max()}; the catalogue has 0 .. {items - 1}")
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

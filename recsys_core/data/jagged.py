@@ -67,3 +67,12 @@ class Jagged:
         size = int(self.values.max(initial=0)) + 1
         rows, values = np.divmod(np.unique(self.row_ids * size + self.values), size)
         return Jagged(values, np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(self)))]).astype(np.int64))
+
+
+def check_rows(what: str, rows: Jagged, users: int, items: int) -> None:
+    """Raises DataError unless there is one row a user, of item ids within the catalogue."""
+    if len(rows) != users:
+        raise DataError(f"{what} have {len(rows)} rows for {users} rows of scores; give one a user")
+    values = rows.values
+    if len(values) and not (values.min() >= 0 and values.max() < items):
+        raise DataError(f"{what} hold item ids {values.min()} .. {values.max()}; the scores cover 0 .. {items - 1}")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_core.data.jagged import Floats, Ints, Jagged
-from recsys_core.evaluation.metrics import check_rows, places_of, rows_a_piece
-from recsys_core.recommender import top_k
+from recsys_core.data.jagged import Floats, Ints, Jagged, check_rows
+from recsys_core.evaluation.metrics import places_of, rows_a_piece
+from recsys_core.recommender import check_k, top_k
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +20,11 @@ _BYTES = 64 * 2**20
 def top_lists(scores: Tensor | NDArray, k: int, excluded: Jagged | None = None) -> Ints:
     """The k best items a user [B, k] int64, best first, equal scores by dense id; -1 where nothing is left. The lists of `recommend`.
 
-    scores: [B, I] of any device, no NaN, left as they are; excluded: B rows never listed, default none.
+    scores: [B, I] of any device, no NaN, left as they are; excluded: B rows never listed, default none. Raises DataError for a k below 1.
     """
     import torch
 
+    check_k(k)
     scores = torch.as_tensor(scores).float()
     users, items = scores.shape
     hidden = excluded or Jagged(np.empty(0, np.int64), np.zeros(users + 1, np.int64))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_core.data.jagged import Ints, Jagged
+from recsys_core.data.jagged import Ints, Jagged, check_rows
 from recsys_core.errors import DataError
 from recsys_core.evaluation.names import ACCURACY, parse_metric
 
@@ -154,12 +154,3 @@ def places_of(rows: Jagged, device: object) -> tuple[Tensor, Tensor]:
     import torch
 
     return torch.from_numpy(rows.row_ids).to(device), torch.from_numpy(rows.values).to(device)  # type: ignore[call-overload]
-
-
-def check_rows(what: str, rows: Jagged, users: int, items: int) -> None:
-    """Raises DataError unless there is one row a user, of item ids within the catalogue."""
-    if len(rows) != users:
-        raise DataError(f"{what} have {len(rows)} rows for {users} rows of scores; give one a user")
-    values = rows.values
-    if len(values) and not (values.min() >= 0 and values.max() < items):
-        raise DataError(f"{what} hold item ids {values.min()} .. {values.max()}; the scores cover 0 .. {items - 1}")

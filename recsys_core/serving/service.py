@@ -18,7 +18,7 @@ from recsys_core.data.jagged import Floats, Ints, Jagged
 from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, refuse_text
 from recsys_core.models.registry import load
-from recsys_core.recommender import Recommender, top_k
+from recsys_core.recommender import Recommender, check_k, top_k
 from recsys_core.serving.catalogue import Catalogue, NewItem
 from recsys_core.serving.index import ItemIndex, Kind
 from recsys_core.serving.rules import AtMost, Mask, Rule, capped
@@ -139,7 +139,7 @@ class Service:
 
     def popular(self, k: int = 10, rules: Sequence[Rule] = (), caps: Sequence[AtMost] = ()) -> Answer:
         """The most taken items, for someone nothing is known of; a score is a count of interactions."""
-        _positive(k)
+        check_k(k)
         counts = torch.from_numpy(self.catalogue.counts)[None].float()
         return self._answers(counts, self._passed(rules)[None], k, caps)[0]
 
@@ -220,7 +220,7 @@ class Service:
         return passed
 
     def _rank(self, histories: Histories, k: int, rules: Sequence[Rule], caps: Sequence[AtMost], repeat: bool) -> list[Answer]:
-        _positive(k)
+        check_k(k)
         passed, answers = self._passed(rules), []
         for start in range(0, len(histories), _BLOCK):
             block = histories.slice(start, start + _BLOCK)
@@ -255,8 +255,3 @@ class Service:
         known = self.catalogue
         pairs = zip(items.tolist(), scores.tolist(), strict=True)
         return Answer(tuple(Item(known.ids.ids[i], known.titles[i], s) for i, s in pairs if i >= 0), k, int(candidates))
-
-
-def _positive(k: int) -> None:
-    if k < 1:
-        raise DataError(f"k is {k}; ask for at least 1 item")

@@ -166,6 +166,8 @@ def test_ratings_are_needed_for_actions(model: HSTU, ranker: HSTU, tmp_path: Pat
         create("hstu", actions=True).fit(chain())
     with pytest.raises(DataError, match="ranking head"):
         model.score_candidates(Histories.of([[1]]), np.array([[2]]))
+    with pytest.raises(DataError, match=r"candidates hold item ids -1 \.\. 2"):
+        ranker.score_candidates(Histories.of([[1]]), np.array([[2, -1]]))
     ranker.save(tmp_path)
     again = load(tmp_path)
     assert isinstance(again, HSTU)

@@ -203,6 +203,8 @@ def test_bad_input_is_refused() -> None:
         rank(scores, Jagged.from_rows([[0], []]))
     with pytest.raises(DataError, match=r"ids 0 \.\. 3; the scores cover 0 \.\. 2"):
         rank(scores, Jagged.from_rows([[0], [3]]))
+    with pytest.raises(DataError, match="k is 0"):
+        top_lists(scores, 0)
     with pytest.raises(DataError, match="1 rows for 2"):
         rank(scores, Jagged.from_rows([[0]]))
     with pytest.raises(DataError, match="NaN"):

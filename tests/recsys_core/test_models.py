@@ -13,6 +13,7 @@ import torch
 import recsys_core
 from recsys_core import Histories, ModelConfig, Recommender
 from recsys_core.data.dataset import Dataset
+from recsys_core.data.jagged import Jagged
 from recsys_core.data.split import leave_one_out
 from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, UnknownNameError
@@ -154,6 +155,29 @@ def test_unknown_items_are_refused(fitted: Recommender) -> None:
         fitted.score(Histories.of([[0, 40]]))
     with pytest.raises(DataError, match="unknown id"):
         Histories.external(fitted.items, [["i1", "nowhere"]])  # type: ignore[arg-type]
+
+
+def test_no_id_is_counted_from_the_end_and_no_row_left_out(data: Dataset) -> None:
+    model, two = recsys_core.create("popularity").fit(data), Histories.of([[1], [2]])
+    for exclude, problem in (
+        ([[-1], []], r"ids -1 \.\. -1"),
+        ([[40], []], r"cover 0 \.\. 39"),
+        ([[1]], "1 rows for 2"),
+        ([[1]] * 3, "3 rows for 2"),
+    ):
+        with pytest.raises(DataError, match=f"exclude h.*{problem}"):
+            model.recommend(two, 3, Jagged.from_rows(exclude))
+    for candidates, problem in (
+        ([[0, -1], [0, 1]], r"ids -1 \.\. 1"),
+        ([[0, 1], [0, 40]], r"0 \.\. 39"),
+        ([[0, 1]], r"\[2, C\]"),
+        ([0, 1], "one row"),
+    ):
+        with pytest.raises(DataError, match=f"candidates h.*{problem}"):
+            model.score(two, np.array(candidates))
+    for k in (0, -1, 2.5):
+        with pytest.raises(DataError, match=f"k is {k}; ask for at least 1 item, a whole number"):
+            model.recommend(two, k)  # type: ignore[arg-type]
 
 
 def test_untrained_model_says_so() -> None:

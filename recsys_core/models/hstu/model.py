@@ -16,7 +16,7 @@ from recsys_core.errors import DataError
 from recsys_core.models.hstu.config import HSTUConfig
 from recsys_core.models.hstu.falcon import score_candidates
 from recsys_core.models.hstu.network import HSTUNetwork
-from recsys_core.recommender import Histories
+from recsys_core.recommender import Histories, check_candidates
 from recsys_core.sequence.batch import SequenceBatch, SequenceLog
 from recsys_core.sequence.embedding import TokenEmbedding
 from recsys_core.sequence.recommender import SequenceLearner, SequenceRecommender
@@ -65,10 +65,12 @@ class HSTU(SequenceRecommender):
 
         candidates: [B, C] dense ids. The history is encoded once and its keys and values are kept; candidates see it and themselves, never
         each other, so the answer for one does not depend on the others, and `micro_batch` of them are computed at a time (M-FALCON,
-        section 3.4 of the paper). Raises DataError for a model without rating tokens.
+        section 3.4 of the paper). Raises DataError for a model without rating tokens, and for candidates of another shape or outside the
+        catalogue.
         """
         if not self.config.actions:
             raise DataError("score_candidates needs the ranking head; train hstu with actions = true on a log with ratings")
+        check_candidates(candidates, len(histories), len(self._catalogue()))
         question = self._question(histories).to(self.network.embedding.ids.weight.device)
         return score_candidates(self.network, question, torch.from_numpy(candidates), micro_batch).cpu().numpy()
 
