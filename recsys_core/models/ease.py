@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.jagged import Jagged
+from recsys_core.errors import DataError
 from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommender
 
 _BLOCK = 1024
@@ -48,7 +49,11 @@ class EASE(Recommender):
             gram += seen.T @ seen
             progress(0.5 * min(start + _BLOCK, len(sequences)) / len(sequences), "counting pairs of items")
         gram[np.diag_indices(n_items)] += self.config.l2
-        precision = np.linalg.inv(gram)
+        # The matrix is symmetric and positive definite, whose inverse takes a third of the time of any other's.
+        lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(gram))
+        if failed:
+            raise DataError(f"l2 is {self.config.l2:g}, too little beside {len(dataset)} interactions to solve for the weights; raise it")
+        precision = torch.cholesky_inverse(lower).numpy()
         precision /= -np.diag(precision).copy()
         weights = precision.astype(np.float32)
         np.fill_diagonal(weights, 0.0)

@@ -215,6 +215,11 @@ def test_ease_is_the_constrained_ridge_solution() -> None:
     assert not np.diag(model.weights).any()
 
 
+def test_ease_without_enough_regularization_is_refused() -> None:
+    with pytest.raises(DataError, match=r"l2 is 1e-300, too little .* raise it"):
+        EASE(EASE.Config(l2=1e-300)).fit(log([[0, 1], [2, 3]], 4))
+
+
 def test_bpr_gradients_are_those_of_autograd() -> None:
     generator = torch.Generator().manual_seed(0)
     users, items, bias = (torch.randn(*shape, generator=generator).requires_grad_() for shape in ((7, 3), (9, 3), (9,)))
