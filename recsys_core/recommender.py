@@ -108,9 +108,12 @@ class Recommender(ABC):
         import torch
 
         catalogue = self._catalogue()
-        values = histories.items.values
+        values, users = histories.items.values, histories.users
         if len(values) and not (values.min() >= 0 and values.max() < len(catalogue)):
             raise DataError(f"histories hold item ids {values.min()} .. {values.max()}; {self.name} knows 0 .. {len(catalogue) - 1}")
+        if len(users) and not (users.min() >= -1 and users.max() < self.n_users):
+            wrong = users.max() if users.max() >= self.n_users else users.min()
+            raise DataError(f"user id {wrong} is outside training's 0 .. {self.n_users - 1}; give unknown users the id -1")
         found = self._score(histories)
         scores = (torch.from_numpy(found) if isinstance(found, np.ndarray) else found).float()
         if scores.shape != (len(histories), len(catalogue)):

@@ -12,7 +12,6 @@ from torch.nn import functional
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.jagged import Jagged
 from recsys_core.data.preferences import Preferences
-from recsys_core.errors import DataError
 from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommender
 
 _RIDGE = 1.0
@@ -98,8 +97,6 @@ class BPR(Recommender):
 
     def _score(self, histories: Histories) -> NDArray:
         user = histories.users
-        if len(user) and user.max() >= len(self.trained):
-            raise DataError(f"user id {user.max()} is outside training's 0 .. {len(self.trained) - 1}; give unknown users the id -1")
         mean = self._mean_factor(histories.items)
         factor = _with_constant(mean) @ self.fold_in
         met = np.flatnonzero((user >= 0) & self.trained[user])

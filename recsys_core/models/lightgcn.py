@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.jagged import Jagged
-from recsys_core.errors import DataError
 from recsys_core.recommender import Histories
 from recsys_core.training import Learner, TrainingConfig
 from recsys_core.training.network import NetworkRecommender
@@ -87,8 +86,6 @@ class LightGCN(NetworkRecommender):
     @torch.inference_mode()
     def _score(self, histories: Histories) -> Tensor:
         network, user = self.network, histories.users
-        if len(user) and user.max() >= self.n_users:
-            raise DataError(f"user id {user.max()} is outside training's 0 .. {self.n_users - 1}; give unknown users the id -1")
         device, rows = network.vectors.device, histories.items.distinct()
         lengths = torch.from_numpy(rows.lengths).to(device)
         sums = functional.embedding_bag(

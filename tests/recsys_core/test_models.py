@@ -180,6 +180,12 @@ def test_no_id_is_counted_from_the_end_and_no_row_left_out(data: Dataset) -> Non
             model.recommend(two, k)  # type: ignore[arg-type]
 
 
+def test_users_outside_training_are_refused_by_every_model(fitted: Recommender) -> None:
+    for user in (120, -2):
+        with pytest.raises(DataError, match=rf"user id {user} is outside training's 0 \.\. 119; give unknown users the id -1"):
+            fitted.score(Histories.of([[1], [1]], [0, user]))
+
+
 def test_untrained_model_says_so() -> None:
     for name in SMALL:
         with pytest.raises(DataError, match="has not been trained"):
@@ -243,8 +249,6 @@ def test_bpr_meets_a_known_user_by_id_and_follows_a_grown_history(data: Dataset)
     np.testing.assert_allclose(model.score(Histories.of([[]], [0]))[0], plain, atol=1e-4)
     grown = model.score(Histories.of([[*row, *range(10, 20)]], [0]))[0] - plain
     assert grown[10:20].mean() > grown[20:].mean()
-    with pytest.raises(DataError, match=r"user id 120 is outside training's 0 \.\. 119"):
-        model.score(Histories.of([[1]], [120]))
 
 
 def test_bpr_takes_users_without_training_rows_for_strangers() -> None:
