@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from recsys_core.data.features import Category, Feature, Number, Tags
 from recsys_core.data.jagged import Ints, Jagged
-from recsys_core.data.readers import USUAL_NAMES, Columns, encode, numbers, refuse
+from recsys_core.data.readers import USUAL_NAMES, Columns, encode, numbers, plain_ids, refuse
 from recsys_core.data.tables import ATOMIC, TableFile
 from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError
@@ -55,13 +55,20 @@ class Table:
 
     @classmethod
     def open(cls, file: TableFile, owner: Literal["user", "item"], asked: str | None, ids: Vocabulary) -> Table:
-        """Finds the id column, by the name asked for where the file has it, else by its usual names."""
+        """Finds the id column, by the name asked for where the file has it, else by its usual names.
+
+        Raises DataError for a file without such a column, or without any of the ids.
+        """
         column = file.find(asked if asked in file.plain else None, USUAL_NAMES[owner])
         if column is None:
             raise DataError(f"{file.path} has no {owner} id column among {file.header}; name it {owner!r}")
-        known = pc.cast(file.read([column])[column], pa.string())
-        found = pc.index_in(pa.array(ids.ids, pa.string()), value_set=known.combine_chunks())
-        return cls(file, column, np.asarray(pc.fill_null(found, -1)).astype(np.int64))
+        known = pc.cast(plain_ids(file.read([column])[column]), pa.string()).combine_chunks()
+        found = pc.index_in(pa.array(ids.ids, pa.string()), value_set=known)
+        rows = np.asarray(pc.fill_null(found, -1)).astype(np.int64)
+        if (rows < 0).all():
+            examples = f"{known[:3].to_pylist()}, and the log's are such as {list(ids.ids[:3])}"
+            raise DataError(f"{file.path}, column {column!r}: no {owner} of the log is here; ids are {examples}; write them alike in both")
+        return cls(file, column, rows)
 
     def declared(self, without: tuple[str | None, ...] = ()) -> dict[str, Kind]:
         """The features that a RecBole file declares by its types, but for some columns; none for other formats."""

@@ -90,7 +90,8 @@ def read_log(file: TableFile, columns: Columns) -> Log:
     users, user = encode(table[names["user"]])
     items, item = encode(table[names["item"]])
     seconds = numbers(table[names["timestamp"]])
-    rating = numbers(table[names["rating"]]).astype(np.float32) if "rating" in names else None
+    with np.errstate(over="ignore"):
+        rating = numbers(table[names["rating"]]).astype(np.float32) if "rating" in names else None
     broken = {
         "user": (user < 0, "a non-empty id"),
         "item": (item < 0, "a non-empty id"),
@@ -139,6 +140,7 @@ def encode(external: pa.ChunkedArray) -> tuple[Vocabulary, Ints]:
 
     Sorted by number if all are digits, else as text, so that dense ids do not depend on the order of rows.
     """
+    external = plain_ids(external)
     encoded = external if pa.types.is_dictionary(external.type) else pc.dictionary_encode(external)
     whole = encoded.unify_dictionaries().combine_chunks()
     if isinstance(whole, pa.ChunkedArray):
@@ -156,6 +158,17 @@ def encode(external: pa.ChunkedArray) -> tuple[Vocabulary, Ints]:
     dense = {text: number for number, text in enumerate(ordered)}
     translate = np.array([*(dense.get(text, -1) for text in found), -1], np.int64)
     return Vocabulary(ordered), translate[codes]
+
+
+def plain_ids(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids that a file holds as floats, as other files write them: 1e13 is 10000000000000, and NaN is missing. Others as they are."""
+    if not pa.types.is_floating(values.type):
+        return values
+    found = np.asarray(values.drop_null(), np.float64)
+    found = found[~np.isnan(found)]
+    known = pc.if_else(pc.is_nan(values), None, values)
+    whole = (found == np.floor(found)) & (np.abs(found) < 2**53)
+    return pc.cast(known, pa.int64()) if whole.all() else known
 
 
 def numbers(values: pa.ChunkedArray) -> NDArray[np.float64]:

@@ -98,7 +98,13 @@ class DelimitedFile(TableFile):
         return self._separator == ","
 
     def _header(self) -> list[str]:
-        return list(self.names) if self.names is not None else next((row for _, row in self._lines()), [])
+        if self.names is not None:
+            return list(self.names)
+        header = next((row for _, row in self._lines()), [])
+        if len(header) == 1 and (other := [mark for mark in "\t;,|" if mark in header[0]]):
+            fix = f"columns of a {self.path.suffix} file are separated by {self._separator!r}; write it so"
+            raise DataError(f"{self.path} has one column, {header[0]!r:.80}, with {other[0]!r} in its name; {fix}")
+        return header
 
     def read(self, columns: Sequence[str], ids: Sequence[str] = (), numbers: Sequence[str] = ()) -> pa.Table:
         """See TableFile. A number that Arrow cannot parse makes all columns text, for the caller to judge."""

@@ -111,6 +111,11 @@ def test_lists_stay_lists(tmp_path: Path) -> None:
         ("item,n\na,1\n", FeatureColumns(item={"m": "number"}), r"items\.csv has no column 'm'; it has item, n"),
         ("id,n\na,1\n", FeatureColumns(), r"no item id column among \['id', 'n'\]"),
         ("item,n\na,1\n", FeatureColumns(user={"n": "number"}), "user features n need a file of users"),
+        (
+            "item,n\n1.0,1\n",
+            FeatureColumns(),
+            r"no item of the log is here; ids are \['1.0'\], and the log's are such as \['a', 'b', 'c'\]",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, items: str, features: FeatureColumns, message: str) -> None:

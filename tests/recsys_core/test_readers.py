@@ -88,6 +88,7 @@ def test_repeated_rows_are_kept(tmp_path: Path) -> None:
         ("u9,a,1e30,4", "column 'timestamp': '1e30' is not"),
         ("u9,a,1,nan", "column 'rating': 'nan' is not a finite number"),
         ("u9,a,1,1e999", "column 'rating': '1e999' is not a finite number"),
+        ("u9,a,1,1e39", "column 'rating': '1e39' is not a finite number"),
         ("u9,a,1,five", "column 'rating': 'five' is not a finite number"),
         (",a,1,4", "column 'user': '' is not a non-empty id"),
         ("u9,  ,1,4", "column 'item': '  ' is not a non-empty id"),
@@ -123,6 +124,8 @@ def test_files_that_hold_no_log(tmp_path: Path) -> None:
         ("header.csv", "user,item,timestamp\n", "has a header and no interactions"),
         ("twice.csv", "user,user,item,timestamp\n1,2,3,4\n", "occurs twice"),
         ("log.parquet", "not parquet", "is not a Parquet file"),
+        ("excel.csv", "user;item;timestamp\n1;2;3\n", "with ';' in its name; columns of a .csv file are separated by ','"),
+        ("commas.tsv", "user,item,timestamp\n1,2,3\n", r"columns of a .tsv file are separated by '\\t'"),
         ("log.xlsx", "x", "known formats: .csv, .tsv"),
     ]:
         with pytest.raises(DataError, match=message):
@@ -149,6 +152,21 @@ def test_parquet_types_and_row_numbers(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user": [7], "item": ["x"], "timestamp": [[1]]}), path)
     with pytest.raises(DataError, match=r"row 1, column 'timestamp': \[1\] is not whole seconds"):
         load_dataset(path)
+
+
+def test_ids_that_became_floats_are_those_that_they_were(tmp_path: Path) -> None:
+    path, films = tmp_path / "log.parquet", tmp_path / "films.parquet"
+    ids = [1234567890123.0, 7.0]
+    pq.write_table(pa.table({"user": ids, "item": ids, "timestamp": [1, 2]}), path)
+    pq.write_table(pa.table({"item": [7.0, None, 1234567890123.0], "title": ["Seven", "None", "Many"]}), films)
+    dataset = load_dataset(path, items=films)
+    assert dataset.users.ids == dataset.items.ids == ("7", "1234567890123")
+    assert dataset.titles == ("Seven", "Many")
+    pq.write_table(pa.table({"user": [7.0, float("nan")], "item": [1.5, 2.0], "timestamp": [1, 2]}), path)
+    with pytest.raises(DataError, match="row 2, column 'user': nan is not a non-empty id"):
+        load_dataset(path)
+    pq.write_table(pa.table({"user": ["a", "b"], "item": [1.5, 2.0], "timestamp": [1, 2]}), path)
+    assert load_dataset(path).items.ids == ("1.5", "2")
 
 
 def test_item_texts(tmp_path: Path) -> None:
