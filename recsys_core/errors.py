@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class WorkbenchError(Exception):
@@ -40,6 +41,12 @@ def refuse_text(what: str, given: object) -> None:
     """Raises DataError for one text where several are expected: each of its letters would be taken for one."""
     if isinstance(given, str):
         raise DataError(f"{what} are a list, not the text {given!r}; write [{given!r}]")
+
+
+def damaged(folder: Path, what: str, error: Exception) -> DataError:
+    """The error for a folder whose files are missing, cut short, or not of one saving."""
+    reason = " ".join(str(error).split())
+    return DataError(f"{folder} holds no whole {what} ({type(error).__name__}: {reason:.160}); save it again")
 
 
 def missing_extra(package: str, extra: str, purpose: str) -> UnavailableError:

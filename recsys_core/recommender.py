@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from recsys_core.data.dataset import Dataset
@@ -20,7 +21,7 @@ from recsys_core.data.jagged import Floats, Ints, Jagged, check_rows
 from recsys_core.data.preferences import Preferences
 from recsys_core.data.split import Holdout
 from recsys_core.data.vocabulary import Vocabulary
-from recsys_core.errors import DataError
+from recsys_core.errors import DataError, damaged
 from recsys_core.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -159,17 +160,20 @@ class Recommender(ABC):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Reads what `save` wrote; raises DataError when the folder holds another model."""
+        """Reads what `save` wrote; raises DataError when the folder holds another model, or not all of one."""
         folder = Path(folder)
         if not (folder / "model.json").is_file():
             raise DataError(f"{folder} holds no saved model (no model.json)")
         meta = json.loads((folder / "model.json").read_text())
         if meta["name"] != cls.name:
             raise DataError(f"{folder} holds a {meta['name']!r} model, not {cls.name!r}; load it with recsys_core.load(folder)")
-        model = cls(cls.Config(**meta["config"]))
-        model.items, model.n_users = Vocabulary(meta["items"]), meta["n_users"]
-        model._load_meta(meta)
-        model._load_state(load_file(folder / "weights.safetensors"))
+        try:
+            model = cls(cls.Config(**meta["config"]))
+            model.items, model.n_users = Vocabulary(meta["items"]), meta["n_users"]
+            model._load_meta(meta)
+            model._load_state(load_file(folder / "weights.safetensors"))
+        except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+            raise damaged(folder, f"{cls.name} model", error) from error
         return model
 
     def _catalogue(self) -> Vocabulary:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from recsys_core.data.dataset import Dataset
@@ -16,7 +17,7 @@ from recsys_core.data.features import plain_values
 from recsys_core.data.histories import Histories
 from recsys_core.data.jagged import Floats, Ints, Jagged
 from recsys_core.data.vocabulary import Vocabulary
-from recsys_core.errors import DataError, refuse_text
+from recsys_core.errors import DataError, damaged, refuse_text
 from recsys_core.models.registry import load
 from recsys_core.recommender import Recommender, check_k, top_k
 from recsys_core.serving.catalogue import Catalogue, NewItem
@@ -192,20 +193,24 @@ class Service:
 
     @classmethod
     def load(cls, folder: str | Path) -> Service:
-        """Reads what `save` wrote; raises DataError when there is none."""
+        """Reads what `save` wrote; raises DataError when there is none, or not all of it."""
         folder = Path(folder)
         if not (folder / "catalogue.json").is_file():
             raise DataError(f"{folder} holds no service (catalogue.json is missing); save one there with service.save(folder)")
-        columns = load_file(folder / "known.safetensors")
-        users = Vocabulary(json.loads((folder / "users.json").read_text()))
-        known = Histories(
-            Jagged(columns["items"], columns["offsets"]),
-            np.arange(len(users)),
-            columns.get("timestamps"),
-            columns.get("ratings"),
-            features={name.removeprefix("feature."): c for name, c in columns.items() if name.startswith("feature.")},
-        )
-        return cls(load(folder / "model"), Catalogue.load(folder / "catalogue.json"), users, known)
+        try:
+            columns = load_file(folder / "known.safetensors")
+            users = Vocabulary(json.loads((folder / "users.json").read_text()))
+            known = Histories(
+                Jagged(columns["items"], columns["offsets"]),
+                np.arange(len(users)),
+                columns.get("timestamps"),
+                columns.get("ratings"),
+                features={name.removeprefix("feature."): c for name, c in columns.items() if name.startswith("feature.")},
+            )
+            catalogue = Catalogue.load(folder / "catalogue.json")
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise damaged(folder, "service", error) from error
+        return cls(load(folder / "model"), catalogue, users, known)
 
     def _vectors(self) -> VectorRecommender:
         if not isinstance(self.model, VectorRecommender):

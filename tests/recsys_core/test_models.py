@@ -308,6 +308,13 @@ def test_loading_what_is_no_model_is_explained(tmp_path: Path, data: Dataset) ->
     recsys_core.create("popularity").fit(data).save(tmp_path)
     with pytest.raises(DataError, match=r"recsys_core\.load"):
         EASE.load(tmp_path)
+    # Weights of another saving.
+    other = recsys_core.create("sasrec", **SMALL["sasrec"]).fit(data)
+    other.save(tmp_path)
+    recsys_core.create("sasrec", **{**SMALL["sasrec"], "dim": 8}).fit(data).save(tmp_path / "small")
+    (tmp_path / "small" / "weights.safetensors").replace(tmp_path / "weights.safetensors")
+    with pytest.raises(DataError, match=r"no whole sasrec model \(RuntimeError: .*; save it again"):
+        recsys_core.load(tmp_path)
 
 
 def test_only_models_with_a_random_part_have_a_seed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -224,6 +225,20 @@ def test_saved_and_loaded_services_answer_alike(folder: Path, tmp_path: Path) ->
     )
     with pytest.raises(DataError, match="holds no service"):
         Service.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["catalogue.json", "users.json", "known.safetensors", "model/model.json", "model/weights.safetensors"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_service_that_is_not_whole_says_so(name: str, gone: bool, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "service")
+    file = tmp_path / "service" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    if gone:
+        file.unlink()
+    with pytest.raises(DataError, match=str(tmp_path / "service")) as caught:
+        Service.load(tmp_path / "service")
+    assert "save" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_new_items_reach_those_whose_taste_they_fit(folder: Path, log: Dataset) -> None:
