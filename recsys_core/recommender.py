@@ -31,9 +31,9 @@ __all__ = ["FitOptions", "Histories", "ModelConfig", "Progress", "Recommendation
 
 
 class ModelConfig(BaseModel):
-    """Settings of one recommender; unknown fields are errors."""
+    """Settings of one recommender; unknown fields and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from recsys_core.data.dataset import Dataset
 from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommender
@@ -14,7 +15,7 @@ Words = NDArray[np.uint64]
 class RandomConfig(ModelConfig):
     """Settings of Random."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     """Another seed gives another order."""
 
 

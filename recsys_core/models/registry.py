@@ -78,7 +78,10 @@ def create(name: str, **config: Any) -> Recommender:
         return model(model.Config(**config))
     except ValidationError as error:
         problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"])) or "config"
+        if not problem["loc"]:
+            # Of fields that do not go together.
+            raise DataError(f"config of recommender {name!r}: {problem['msg'].removeprefix('Value error, ')}") from None
+        field = ".".join(map(str, problem["loc"]))
         what = "is unknown" if problem["type"] == "extra_forbidden" else f"is {problem['input']!r}: {problem['msg']}"
         fields = ", ".join(model.Config.model_fields) or "none"
         raise DataError(f"config field {field!r} of recommender {name!r} {what}; known fields: {fields}") from None

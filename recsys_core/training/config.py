@@ -13,7 +13,7 @@ from recsys_core.recommender import ModelConfig
 class TrainingConfig(ModelConfig):
     """How a model is trained; models add their own fields and choose their own defaults."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seed of the initial weights, the order of the data, dropout and negatives."""
     epochs: int = Field(20, ge=1)
     """Passes over the log, at most."""

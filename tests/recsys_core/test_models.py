@@ -269,8 +269,14 @@ def test_unknown_names_and_settings_are_explained() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match=r"config field 'l2' of recommender 'ease' is -1: .*greater than 0"):
         recsys_core.create("ease", l2=-1)
-    with pytest.raises(DataError, match="heads"):
+    with pytest.raises(DataError, match=r"^config of recommender 'hstu': dim 10 is not a multiple of heads 3$"):
         recsys_core.create("hstu", dim=10, heads=3)
+    for field, value in (("learning_rate", float("inf")), ("tasks", [float("nan")])):
+        with pytest.raises(DataError, match=f"config field '{field}.*finite number"):
+            recsys_core.create("hstu", **{field: value})
+    for name, seed in ((name, seed) for name in SEEDED for seed in (-1, 2**63)):
+        with pytest.raises(DataError, match=f"config field 'seed' of recommender '{name}' is {seed}: Input should be"):
+            recsys_core.create(name, seed=seed)
 
 
 def test_registered_and_installed_models_are_found(monkeypatch: pytest.MonkeyPatch, data: Dataset, tmp_path: Path) -> None:
