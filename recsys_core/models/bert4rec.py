@@ -44,6 +44,8 @@ class BERT4RecNetwork(SequenceNetwork):
     stably than the paper's order.
     """
 
+    causal = False
+
     def __init__(self, config: BERT4RecConfig, embedding: TokenEmbedding) -> None:
         super().__init__()
         self.embedding = embedding

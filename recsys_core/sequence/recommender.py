@@ -83,10 +83,12 @@ class SequenceNetwork(nn.Module):
     embedding: TokenEmbedding
     asks_device: ClassVar[bool] = True
     """Whether a step waits for an answer of the device, such as the length of a sequence; else it can be replayed as a CUDA graph."""
+    causal: ClassVar[bool] = True
+    """Whether a token's state depends on it and the tokens before it alone."""
 
     @abstractmethod
     def forward(self, batch: SequenceBatch) -> Tensor:
-        """States [T, dim]; the state of a token may depend on it and the tokens before it in its sequence alone."""
+        """States [T, dim]; the state of a token may depend on no other sequence, and, if causal, on no later token."""
 
     def last(self, batch: SequenceBatch) -> Tensor:
         """States [B, dim] of each sequence's last token; a network that can leave out work for the others overrides it."""

@@ -78,6 +78,8 @@ def export_onnx(model: SequenceRecommender, folder: str | Path, output: Output =
     onnxscript, runtime = optional("onnxscript", "onnx", "ONNX export"), optional("onnxruntime", "onnx", "ONNX export")
     if not isinstance(model, SequenceRecommender):
         raise DataError(f"{model.name} is no sequence model; ONNX export takes models such as sasrec and hstu")
+    if not model.network.causal:
+        raise DataError(f"states of {model.name} see what comes after them; ONNX export takes causal models such as sasrec and hstu")
     longest = model.config.max_length - 1
     graph = _Graph(model, output).eval()
     example = _tensors(model, _random(model, [0, 1, longest]))

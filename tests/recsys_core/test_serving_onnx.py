@@ -95,3 +95,6 @@ def test_other_models_are_refused(films: Dataset, tmp_path: Path) -> None:
     model: Recommender = create("popularity").fit(films)
     with pytest.raises(DataError, match="popularity is no sequence model"):
         export_onnx(model, tmp_path)  # type: ignore[arg-type]
+    model = create("bert4rec", **TINY).fit(films)
+    with pytest.raises(DataError, match="states of bert4rec see what comes after"):
+        export_onnx(model, tmp_path)  # type: ignore[arg-type]
