@@ -31,12 +31,31 @@ def _shuffle_key(seed: int, user: Ints, item: Ints) -> NDArray[np.uint64]:
     return key
 
 
+def _whole(column: str, values: NDArray) -> Ints:
+    """A column as int64; raises DataError for one that holds no whole numbers by its type."""
+    found = np.asarray(values)
+    if not np.issubdtype(found.dtype, np.integer):
+        raise DataError(f"column {column} is of type {found.dtype}, which may hold what is no whole number; give it as int64")
+    return found.astype(np.int64, copy=False)
+
+
+def _finite(rating: NDArray) -> Floats:
+    """Ratings as float32; raises DataError that names the first one that is not finite."""
+    with np.errstate(over="ignore"):
+        found = np.asarray(rating).astype(np.float32, copy=False)
+    if not np.isfinite(found).all():
+        row = int(np.isfinite(found).argmin())
+        raise DataError(f"column rating holds {np.asarray(rating)[row]} in row {row}; give finite ratings, and leave out rows without one")
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """An interaction log.
 
     user, item: [T] int64 dense ids; timestamp: [T] int64 seconds since 1970, or, if not `timed`, numbers that say the order of a user's
-    interactions and nothing else; rating: [T] float32 in the source's own units, or None.
+    interactions and nothing else; rating: [T] float32 in the source's own units, finite, or None. Whole numbers and ratings given in other
+    types become these.
     titles: [I] one line of text an item; tags: [I] genres or categories an item; features: what else is known, for models to read.
     tie_rule: how equal timestamps of one user are ordered, `file-order` or `shuffled:SEED`; part of the hash, since
     it changes which item is a user's last.
@@ -57,13 +76,14 @@ class Dataset:
     provenance: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        columns = {"user": self.user, "item": self.item, "timestamp": self.timestamp}
+        columns: dict[str, NDArray] = {name: _whole(name, getattr(self, name)) for name in ("user", "item", "timestamp")}
         if self.rating is not None:
-            columns["rating"] = self.rating  # type: ignore[assignment]
+            columns["rating"] = _finite(self.rating)
         for column, values in columns.items():
-            if values.shape != self.user.shape or values.ndim != 1:
-                raise DataError(f"column {column} has shape {values.shape}, user has {self.user.shape}; columns must be equally long")
+            if values.shape != columns["user"].shape or values.ndim != 1:
+                raise DataError(f"column {column} has shape {values.shape}, user has {columns['user'].shape}; columns must be equally long")
             values.setflags(write=False)
+            object.__setattr__(self, column, values)
         for column, size in (("user", len(self.users)), ("item", len(self.items))):
             values = columns[column]
             if len(values) and not (values.min() >= 0 and values.max() < size):

@@ -121,6 +121,10 @@ def test_columns_cannot_be_written(dataset: Dataset) -> None:
         ({"user": np.array([0, -1])}, "column user holds ids -1"),
         ({"timestamp": np.array([1])}, r"column timestamp has shape \(1,\)"),
         ({"titles": ("only one",)}, "1 titles for 2 items"),
+        ({"item": np.array([0.0, 1.0])}, "column item is of type float64, .* give it as int64"),
+        ({"timestamp": np.array([1.0, np.nan])}, "column timestamp is of type float64"),
+        ({"rating": np.array([5.0, np.nan])}, "column rating holds nan in row 1; give finite ratings"),
+        ({"rating": np.array([1e39, 1.0])}, r"column rating holds 1e\+39 in row 0"),
         ({"tie_rule": "5"}, "tie_rule '5' is not"),
         ({"tie_rule": "shuffled:-1"}, "tie_rule 'shuffled:-1' is not"),
     ],
@@ -129,6 +133,18 @@ def test_broken_datasets_are_refused(new: dict[str, object], message: str) -> No
     whole = Dataset("d", Vocabulary("u"), Vocabulary("ab"), np.array([0, 0]), np.array([0, 1]), np.array([1, 2]))
     with pytest.raises(DataError, match=message):
         change(whole, **new)
+
+
+@given(logs())
+def test_the_type_in_which_numbers_are_given_does_not_matter(dataset: Dataset) -> None:
+    given = change(
+        dataset,
+        user=dataset.user.astype(np.uint16),
+        item=dataset.item.astype(np.int32).tolist(),
+        rating=None if dataset.rating is None else dataset.rating.astype(np.float64),
+    )
+    assert given.content_hash == dataset.content_hash
+    assert (given.user.dtype, given.item.dtype) == (np.int64, np.int64)
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=6))
