@@ -42,7 +42,7 @@ class FitOptions:
 
     validation: Holdout | None = None
     """Users for early stopping by NDCG@10; without them a model trains all its epochs and keeps the last."""
-    folder: Path | None = None
+    folder: str | Path | None = None
     """Where checkpoints and training logs go; a fit that finds its own checkpoint there goes on from it."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, or `auto` for a GPU where there is one. Models without tensors stay on the processor."""

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,9 @@ class Trainer:
         self.total, self.norms = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         self.journal: Journal | None = None
         self.checkpoint: Checkpoint | None = None
-        if options.folder is not None:
-            self.checkpoint = Checkpoint(options.folder, {**(identity or {}), **config.model_dump(mode="json")})
+        self.folder = None if options.folder is None else Path(options.folder)
+        if self.folder is not None:
+            self.checkpoint = Checkpoint(self.folder, {**(identity or {}), **config.model_dump(mode="json")})
 
     def run(self) -> list[EpochReport]:
         """Trains to the end, or until validation stops improving; leaves the learner in evaluation mode with the weights to keep.
@@ -73,8 +75,8 @@ class Trainer:
         """
         self._restore()
         position = self.position
-        if self.options.folder is not None and self.world.rank == 0 and not position.finished:
-            self.journal = Journal(self.options.folder, position.reports)
+        if self.folder is not None and self.world.rank == 0 and not position.finished:
+            self.journal = Journal(self.folder, position.reports)
         try:
             while not position.finished:
                 self._epoch()

@@ -92,7 +92,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_weights_of_an_undisturbed_
 def test_a_finished_training_returns_at_once(tmp_path: Path) -> None:
     first = fit(EARLY, tmp_path)
     written = (tmp_path / JOURNAL_FILE).read_bytes()
-    again = fit(EARLY, tmp_path, 0)
+    again = fit(EARLY, str(tmp_path), 0)
     assert same(first, again)
     assert not again.network.training
     assert (tmp_path / JOURNAL_FILE).read_bytes() == written

@@ -44,7 +44,7 @@ class Stopping(SASRec):
             raise KeyboardInterrupt
 
 
-def fit(settings: dict[str, Any], folder: Path | None, stop_after: int | None = None, device: str = "cpu", **options: Any) -> SASRec:
+def fit(settings: dict[str, Any], folder: str | Path | None, stop_after: int | None = None, device: str = "cpu", **options: Any) -> SASRec:
     """Trains on the circle; with `stop_after`, KeyboardInterrupt comes after that many steps."""
     split = leave_one_out(circle())
     model = Stopping(SASRecConfig(**settings))
