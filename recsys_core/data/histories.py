@@ -45,7 +45,7 @@ class Histories:
                 raise DataError(f"{column} of histories have shape {given.shape}, expected {shape}")
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int] | NDArray], users: Sequence[int] | Ints | None = None) -> Histories:
+    def of(cls, rows: Sequence[Sequence[int] | NDArray] | NDArray, users: Sequence[int] | Ints | None = None) -> Histories:
         """From lists of dense item ids; unknown users when `users` is left out."""
         known = np.full(len(rows), -1, np.int64) if users is None else np.asarray(users, np.int64)
         return cls(Jagged.from_rows(rows), known)

@@ -30,11 +30,11 @@ class Jagged:
             raise DataError(f"offsets must rise from 0 to {len(self.values)} (the number of values), got {o[:3]} .. {o[-3:]}")
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[int] | NDArray], dtype: type = np.int64) -> Jagged:
+    def from_rows(cls, rows: Sequence[Sequence[int] | NDArray] | NDArray, dtype: type = np.int64) -> Jagged:
         """Builds from a list of rows."""
         lengths = [len(r) for r in rows]
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-        values = np.concatenate([np.asarray(r, dtype) for r in rows]) if rows else np.empty(0, dtype)
+        values = np.concatenate([np.asarray(r, dtype) for r in rows]) if len(rows) else np.empty(0, dtype)
         return cls(values.astype(dtype, copy=False), offsets)
 
     def __len__(self) -> int:

@@ -157,6 +157,11 @@ def test_jagged_round_trip(rows: list[list[int]]) -> None:
     assert [jagged.take(backwards)[i].tolist() for i in range(len(rows))] == rows[::-1]
 
 
+def test_rows_may_be_those_of_a_matrix() -> None:
+    rows = Histories.of(np.array([[1, 2], [3, 0]])).items
+    assert [rows[r].tolist() for r in range(2)] == [[1, 2], [3, 0]]
+
+
 def test_jagged_and_vocabulary_refuse_nonsense() -> None:
     for offsets in ([0, 2, 1, 3], [1, 3], [0, 2], []):
         with pytest.raises(DataError, match="offsets must rise"):
