@@ -11,10 +11,16 @@ from recsys_core.errors import DataError, refuse_text
 
 
 class Vocabulary:
-    """A bijection between external ids (strings) and dense ids `0 .. len - 1`."""
+    """A bijection between external ids (strings) and dense ids `0 .. len - 1`.
+
+    Raises DataError for an id that occurs twice and for one that is no text.
+    """
 
     def __init__(self, ids: Iterable[str]) -> None:
         self.ids: tuple[str, ...] = tuple(ids)
+        if any(not issubclass(kind, str) for kind in set(map(type, self.ids))):
+            wrong = next(i for i in self.ids if not isinstance(i, str))
+            raise DataError(f"id {wrong} is of type {type(wrong).__name__}; external ids are text, give '{wrong}'")
         self._index = {external: dense for dense, external in enumerate(self.ids)}
         if len(self._index) != len(self.ids):
             seen: set[str] = set()

@@ -170,6 +170,9 @@ def test_jagged_and_vocabulary_refuse_nonsense() -> None:
         Jagged.from_rows([[1]])[-1]
     with pytest.raises(DataError, match="'a' occurs twice"):
         Vocabulary(["a", "b", "a"])
+    for wrong in (5, np.int64(5)):
+        with pytest.raises(DataError, match=r"id 5 is of type int.*; external ids are text, give '5'"):
+            Vocabulary(["4", wrong])  # type: ignore[list-item]
     with pytest.raises(DataError, match=r"1 unknown id\(s\): 'z'"):
         Histories.external(Vocabulary("ab"), [["a"], ["z"]])
     with pytest.raises(DataError, match="give one id a history"):
