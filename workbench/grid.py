@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -80,24 +80,24 @@ def run_grid(
         cells = plan(settings)[share[0] :: share[1]]
     done = {key: run for run in reversed(store.runs(KIND)) if (key := run.config["key"]) and run.status == "finished"}
     open_ = [cell for cell in cells if cell.key not in done]
-    start, finished = time.perf_counter(), 0
+    start, finished, timed = time.perf_counter(), 0, dict[tuple[str, str], float]()
 
     def report(cell: Cell, share: float, text: str) -> None:
-        whole = (finished + min(share, 1.0)) / len(open_)
-        seconds = time.perf_counter() - start
-        left = f", about {duration(seconds / whole - seconds)} left" if whole > 0 else ""
-        progress(whole, f"cell {finished + 1}/{len(open_)}: {cell}: {text}{left}")
+        left = _outlook([_kind(c) for c in open_[finished:]], timed, time.perf_counter() - start, share)
+        progress((finished + min(share, 1.0)) / len(open_), f"cell {finished + 1}/{len(open_)}: {cell}: {text}{left}")
 
     found = []
     for cell in cells:
         if cell.key in done:
             found.append(_stored(store, cell, done[cell.key], reused=True))
         else:
+            start = time.perf_counter()
             report(cell, 0.0, "starting")
             found.append(_run(store, cell, settings, name, partial(report, cell), checkpoints))
             if found[-1].error:
                 report(cell, 1.0, f"failed: {found[-1].error}")
             finished += 1
+            timed[_kind(cell)] = time.perf_counter() - start
     failed = sum(1 for cell in found if cell.error)
     trouble = f", {failed} failed and will be tried again by the next call" if failed else ""
     progress(1.0, f"{len(open_) - failed} cells done, {len(cells) - len(open_)} were in the store{trouble}")
@@ -168,6 +168,25 @@ def grid_rows(cells: Sequence[Cell], metrics: Sequence[str], base: str | None = 
 def duration(seconds: float) -> str:
     """Such as `40 s`, `12 min` or `3.5 h`."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _kind(cell: Cell) -> tuple[str, str]:
+    """What a cell's time depends on most: its model and its dataset."""
+    return cell.model.title, cell.dataset.content_hash
+
+
+def _outlook(left: Sequence[tuple[str, str]], timed: Mapping[tuple[str, str], float], spent: float, share: float) -> str:
+    """What the cells of kinds `left`, the present one first, will take by those of their kind that were `timed` (seconds).
+
+    Cheap models often come first, so a kind not timed yet is counted and not guessed from others. spent: seconds in the present cell,
+    share of it done.
+    """
+    times = {**timed, left[0]: spent / share} if share > 0 else timed
+    if not (seconds := sum(times.get(kind, 0.0) for kind in left)):
+        return ""
+    untimed = len({kind for kind in left if kind not in times})
+    besides = f" without the models not timed yet ({untimed})" if untimed else ""
+    return f", about {duration(max(seconds - spent, 0.0))} left{besides}"
 
 
 def _run(store: Store, cell: Cell, settings: GridSettings, name: str, progress: Progress, checkpoints: Path | None) -> Cell:

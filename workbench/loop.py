@@ -30,12 +30,12 @@ _WORTH_PROCESSES = 1_000_000
 
 @dataclass
 class Trained:
-    """Evaluations of one model on one arm, one a seed; seconds of training, summed."""
+    """Evaluations of one model on one arm, one a seed; seconds of training, summed, None for a model that was loaded."""
 
     model: str
     arm: str
     runs: list[Evaluation] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: float | None = 0.0
 
 
 def train_and_evaluate(
@@ -51,7 +51,7 @@ def train_and_evaluate(
     for done, (job, evaluation, seconds) in enumerate(_results(jobs, arms, holdout, metrics), 1):
         trained = results.setdefault((job.model.name, job.arm), Trained(job.model.name, job.arm))
         trained.runs.append(evaluation)
-        trained.seconds += seconds
+        trained.seconds = (trained.seconds or 0.0) + seconds
         progress(done / len(jobs), f"{job.model.name} on {job.arm}, seed {job.seed}")
     return list(results.values())
 

@@ -57,7 +57,9 @@ def score_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str], title: s
     for row in rows:
         figures = [_figure(row["metrics"].get(metric)) for metric in metrics]
         where = (row["dataset"], row["split_hash"][:12]) if wide else ()
-        cells.append((row["model"], row["training"], str(row["seeds"]), *where, *figures, f"{row['seconds']:.1f}"))
+        cells.append(
+            (row["model"], row["training"], str(row["seeds"]), *where, *figures, "-" if row["seconds"] is None else f"{row['seconds']:.1f}")
+        )
     columns = ("model", "loss, negatives, time", "seeds", *(("dataset", "split") if wide else ()), *metrics, "fit s")
     if base:
         note += f" *: differs from {base}, paired sign-flip test, p < {SIGNIFICANT} after Holm's correction over a dataset's comparisons."

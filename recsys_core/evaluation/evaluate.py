@@ -18,7 +18,7 @@ from recsys_core.evaluation.metrics import rank
 from recsys_core.evaluation.names import ACCURACY, OF_ALL_LISTS, metric_names, parse_metric
 from recsys_core.recommender import Recommender
 
-DEFAULT_METRICS = ("HR@10", "NDCG@10", "MRR", "Recall@10", "AUC")
+DEFAULT_METRICS = ("HR@10", "NDCG@10", "MRR")
 _SCORE_BYTES = 256 * 2**20
 
 

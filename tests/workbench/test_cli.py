@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from tests.processes import Child, command_line
 from tests.workbench.conftest import Cli, one_line_error
+from workbench.cli import ui
 from workbench.store import Store
 
 
@@ -62,7 +64,20 @@ def test_train_then_evaluate_the_saved_model(cli: Cli, log_file: Path, tmp_path:
     rows = json.loads(out)["rows"]
     assert code == 0
     assert [r["model"] for r in rows] == [str(folder), "popularity"]
+    assert rows[0]["seconds"] is None
+    line = next(line for line in cli("evaluate", str(folder), "--data", str(log_file))[1].splitlines() if str(folder) in line)
+    assert line.split()[-1] == "-", "a loaded model was not trained here"
     assert rows[0]["metrics"]["MRR"][0] != rows[1]["metrics"]["MRR"][0]
+
+
+def test_a_table_keeps_figures_whole_where_they_fit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = "0.1760 [0.1527, 0.2004]"
+    for width, whole in ((120, True), (80, False)):
+        monkeypatch.setattr(ui, "console", Console(width=width))
+        ui.table("Ranking", ["model", "loss", "HR@10", "NDCG@10", "MRR"], [["ease", "squared error, all items, no order", *3 * [figure]]])
+        out = capsys.readouterr().out
+        assert (out.count(figure) == 3) is whole
+        assert out.count("0.2004]") == 3, "nothing is cut"
 
 
 def test_a_training_with_checkpoints_is_taken_up_and_another_refused(cli: Cli, log_file: Path, tmp_path: Path) -> None:
@@ -95,6 +110,7 @@ def test_a_training_with_checkpoints_is_taken_up_and_another_refused(cli: Cli, l
         (("evaluate", "ease", "--metrics", "NDGC@10"), 2, "NDGC@10"),
         (("evaluate", "ease", "--metrics", ""), 2, "no metric is named"),
         (("evaluate", "popularity", "esae"), 2, "ease"),
+        (("evaluate", "models/typo"), 2, "no folder 'models/typo', and unknown recommender 'models/typo'"),
         (("train", "ease", "--set", "l3=1", "--out", "x"), 2, "l3"),
         (("train", "ease", "--set", "l2", "--out", "x"), 2, "name=value"),
         (("train", "ease", "--out", "/dev/null/x"), 2, "/dev/null is no folder"),

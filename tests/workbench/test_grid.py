@@ -25,7 +25,7 @@ from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress
 from tests.processes import Child, command_line
 from tests.workbench.conftest import Cli, one_line_error
 from workbench.config import DataSettings, GridModel, GridSettings
-from workbench.grid import grid_rows, plan, run_grid
+from workbench.grid import _outlook, grid_rows, plan, run_grid
 from workbench.store import Store
 from workbench.tables import Figure, Table, render
 
@@ -156,6 +156,18 @@ def test_a_failed_cell_is_recorded_and_tried_again_while_others_go_on(store: Sto
     assert only[0]["metrics"] == {}
 
 
+def test_what_is_left_is_told_by_cells_of_the_same_model(store: Store, log_file: Path) -> None:
+    said: list[str] = []
+    settings = grid(log_file, GridModel(name="popularity"), GridModel(name="grid-probe"))
+    run_grid(settings, store, lambda share, text: said.append(text))
+    first, *later = [text for text in said if "seed 0: epoch" in text or "seed 1: " in text]
+    assert first.endswith("left")
+    assert re.search("about .* left$", later[0]), "a cell of its model was timed"
+    assert not any("left" in text for text in said if "popularity" in text and "starting" in text), "nothing was timed"
+    assert _outlook([("hstu", ""), ("ease", "")], {}, 20.0, 0.25) == ", about 60 s left without the models not timed yet (1)"
+    assert _outlook([("hstu", ""), ("hstu", "")], {("hstu", ""): 60.0}, 0.0, 0.0) == ", about 2 min left"
+
+
 def test_ctrl_c_leaves_a_stopped_run_and_what_was_done(store: Store, log_file: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_grid(grid(log_file, GridModel(name="ease"), GridModel(name="grid-probe", config={"interrupt": True})), store)
@@ -212,10 +224,11 @@ def test_a_killed_grid_goes_on_where_it_was(log_file: Path, tmp_path: Path, cli:
 def test_the_command_prints_every_form(cli: Cli, log_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "grid.toml"
     write_grid(file, log_file, seeds=2, epochs=2)
-    code, out, _ = cli("evaluate", str(file))
+    code, out, err = cli("evaluate", str(file))
     assert code == 0
     assert "BPR & co" in out
-    assert "0 of 3 cells were in the store" in out
+    assert "0 of 3 cells were in the store" in err, "of this call"
+    assert "in the store" not in out
     code, out, _ = cli("evaluate", str(file), "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["model"] for row in rows] == ["ease", "BPR & co"]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from rich.markup import escape
 
 from agents.chat import CallRecord
 from recsys_core import create, known_models, load
 from recsys_core import evaluate as evaluate_model
-from recsys_core.errors import DataError
+from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.evaluation import DEFAULT_METRICS, metric_names
 from recsys_core.models import model_class
 from recsys_core.recommender import FitOptions
@@ -99,7 +100,10 @@ def evaluate(
     names = metric_names(ui.names(metrics) if metrics is not None else DEFAULT_METRICS)
     for model in models:
         if not Path(model).is_dir():
-            model_class(model)  # a wrong name is refused before the models before it are trained
+            try:
+                model_class(model)  # a wrong name is refused before the models before it are trained
+            except UnknownNameError as error:
+                raise UnknownNameError(f"no folder {model!r}, and {error}") from None
     return _evaluate_models(models, data or "ml-100k", part or "valid", names, seeds or 1, form, out, store, json)
 
 
@@ -119,7 +123,7 @@ def _evaluate_models(
                         saved = load(Path(model))
                         if saved.items is None or saved.items.ids != dataset.items.ids:
                             raise DataError(f"{model} was trained on another catalogue than {data!r}; evaluate it on its own dataset")
-                        trained.append(Trained(model, "none", [evaluate_model(saved, holdout, metrics, train=split.train)]))
+                        trained.append(Trained(model, "none", [evaluate_model(saved, holdout, metrics, train=split.train)], None))
                     else:
                         trained += train_and_evaluate({"none": split.train}, holdout, [ModelSettings(name=model)], seeds, metrics, progress)
         run = handle.start_run("evaluate", data, {"models": models, "part": part, "seeds": seeds}, 0, dataset, split)
@@ -144,8 +148,9 @@ def _evaluate_grid(file: Path, form: str, out: Path | None, checkpoints: Path | 
     reused = [cell for cell in cells if cell.reused]
     other = sorted({cell.code for cell in reused} - {code_version()})
     note = f"{grid.part} part, full catalogue, seen items removed; mean over users, seeds averaged by user, with 95% bootstrap interval."
-    note += f" {len(reused)} of {len(cells)} cells were in the store"
-    note += f", some computed by code {', '.join(other)}; this is {code_version()}." if other else "."
+    computed = f", some computed by code {', '.join(other)}; this is {code_version()}" if other else ""
+    # Of this call, not of the figures: a caption that said so would differ between two calls for one table.
+    ui.progress_console.print(f"{len(reused)} of {len(cells)} cells were in the store{escape(computed)}", soft_wrap=True)
     facts = {
         "experiment": experiment.name,
         "cells": len(cells),

@@ -78,9 +78,12 @@ def table(
 ) -> None:
     """A table on stdout, columns of figures right-aligned, the (row, column) places in `bold` in bold. Cells are data, not markup."""
     view = View(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for number, column in enumerate(columns):
-        figures = all(row[number][:1] in _FIGURES for row in rows if row[number])
-        view.add_column(column, justify="right" if figures else "left", overflow="fold")
+    figures = [all(row[n][:1] in _FIGURES for row in rows if row[n]) for n in range(len(columns))]
+    widths = [max(len(text) for text in (columns[n], *(row[n] for row in rows))) for n in range(len(columns)) if figures[n]]
+    # Figures stay on one line where that leaves words some room to wrap in; on a narrower terminal they wrap, too, rather than be cut.
+    roomy = sum(widths) + 2 * len(columns) <= 0.8 * console.width
+    for column, is_figure in zip(columns, figures, strict=True):
+        view.add_column(column, justify="right" if is_figure else "left", overflow="fold", no_wrap=is_figure and roomy)
     for r, row in enumerate(rows):
         view.add_row(*(f"[bold]{escape(cell)}[/]" if (r, c) in bold else escape(cell) for c, cell in enumerate(row)))
     console.print(view)
@@ -137,6 +140,11 @@ def interval(value: float, low: float, high: float, signed: bool = False) -> str
 def taken_up(began: LLMSettings, spec: str | None, bounds: dict[str, Any]) -> LLMSettings:
     """The model of a resumed run: as it began, but for another spec and bounds that are given; a budget holds until another one is."""
     return began.model_copy(update={"spec": spec or began.spec} | {name: value for name, value in bounds.items() if value is not None})
+
+
+def times(count: int) -> str:
+    """How often, as words: `once` or `3 times`."""
+    return "once" if count == 1 else f"{count} times"
 
 
 def names(text: str) -> tuple[str, ...]:
