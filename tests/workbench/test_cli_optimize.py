@@ -127,7 +127,7 @@ def test_people_read_the_result_and_what_the_store_keeps(cli: Cli, filmed: Path,
     code, out, _ = cli(*search(filmed, server))
     assert code == 0
     assert "Fresh dev rows, which the search has not seen (20)" in out
-    assert "Sealed test rows, opened 1 times in this store (30)" in out
+    assert "Sealed test rows, opened once in this store (30)" in out
     assert "Better: MRR +" in out
     with Store.open(tmp_path / "store.sqlite") as store:
         (run,) = store.runs("optimize")

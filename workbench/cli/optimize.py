@@ -185,7 +185,7 @@ def _show(found: Optimized) -> None:
     report = found.report
     for title, part in (
         ("Fresh dev rows, which the search has not seen", report.fresh),
-        (f"Sealed test rows, opened {found.openings} times in this store", report.test),
+        (f"Sealed test rows, opened {ui.times(found.openings)} in this store", report.test),
     ):
         if part is not None:
             _show_part(f"{title} ({len(part.before.rows)})", part)

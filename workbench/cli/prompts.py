@@ -144,7 +144,7 @@ def measure_(
         signed = [ui.interval(c.difference, c.low, c.high, signed=True) for c in found.differences.values()]
         cells.append(["difference", *signed])
     title = f"{len(found.measured.rows)} test rows of {found.task.name}"
-    return ui.table(title, ["ranked by", *chosen], cells, f"{found.rates}. These rows were opened {len(openings)} times.")
+    return ui.table(title, ["ranked by", *chosen], cells, f"{found.rates}. These rows were opened {ui.times(len(openings))}.")
 
 
 @app.command()
