@@ -13,21 +13,25 @@ import streamlit as st
 
 from workbench import WorkbenchError
 from workbench.prompts.templates import Template
-from workbench.prompts.versions import diff, kept
-from workbench.report import DIFFERENCE_NOTE, FIDELITY_NOTE
+from workbench.prompts.versions import diff, kept, to_toml
+from workbench.report import DIFFERENCE_NOTE, EXITS, FIDELITY_NOTE, fidelity_rows, page_rows, subject
 from workbench.store import AgentRecord, Comparison, Evaluation, ItemRecord, PageRecord, PromptTrial, RunSummary, Store, usual_store
 
 TAKEN = "●"
-FIGURES = {name: st.column_config.NumberColumn(format="%.4f") for name in ("mean", "low", "high", "difference", "p")}
-# Why a session ended with a page, see `simulators.events.PageRecord`. A comment: Streamlit would show a bare string.
-ENDINGS = {"policy": "the agent left", "hazard": "fatigue", "pages": "page limit", "catalogue": "nothing left to show"}
+FIGURES = ("mean", "value", "low", "high", "difference", "p", "take rate", "mean rating")
+NAMES = ("model", "template", "what")
+COLUMNS = {name: st.column_config.NumberColumn(format="%.4f") for name in FIGURES} | {
+    name: st.column_config.TextColumn(width="medium")
+    for name in NAMES  # the name of a prompt can be as long as a line
+}
 
 
 def main() -> None:
     """One page: pick a run, see what it measured and what its agents saw and did."""
     st.set_page_config(page_title="Recommender workbench", page_icon="◧", layout="wide")
-    st.title("Recommender workbench")
-    target = st.sidebar.text_input("Store", store_argument(), help="SQLite file or postgresql+psycopg:// URL")
+    title, where = st.columns([2, 1], vertical_alignment="bottom")  # no sidebar: tables need the width
+    title.title("Recommender workbench")
+    target = where.text_input("Store", store_argument(), help="SQLite file or postgresql+psycopg:// URL")
     try:
         with Store.open(target, create=False) as store:
             show_store(store)
@@ -50,24 +54,25 @@ def show_store(store: Store) -> None:
         return
     st.subheader(f"{len(runs)} runs")
     show_table([run_row(r) for r in runs])
-    chosen = st.selectbox("Run", runs, format_func=lambda r: f"{r.id} · {r.status}")
+    chosen = st.selectbox("Run", runs, format_func=lambda r: " · ".join(filter(None, (r.id, subject(r), r.status))))
     show_run(store, chosen)
 
 
 def show_table(rows: list[dict[str, object]]) -> None:
     """Rows as wide as the page, figures to four decimals."""
-    st.dataframe(rows, hide_index=True, width="stretch", column_config=FIGURES)
+    st.dataframe(rows, hide_index=True, width="stretch", column_config=COLUMNS)
 
 
 def run_row(run: RunSummary) -> dict[str, object]:
     """One line of the list of runs."""
     return {
         "run": run.id,
-        "experiment": run.name,
+        "what": subject(run),
         "status": run.status,
+        "agents": str(run.agents or ""),
+        "pages": str(run.pages or ""),
+        "experiment": run.name,
         "dataset": run.dataset,
-        "agents": run.agents,
-        "pages": run.pages,
         "started (UTC)": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(run.created)),
         "code": run.code_version,
     }
@@ -79,18 +84,17 @@ def show_run(store: Store, run: RunSummary) -> None:
     if run.message:
         st.warning(run.message)
     calls = store.call_totals(run.id)
-    simulated = {"agents": run.agents, "pages": run.pages} if run.agents else {}
-    asked = {"model calls": calls.calls, "from cache": calls.cached} if calls.calls else {}
-    facts = {"status": run.status, **simulated, **asked}
-    for column, (name, value) in zip(st.columns(len(facts)), facts.items(), strict=True):
-        column.metric(name, value)
+    simulated = [f"{run.agents} agents", f"{run.pages} pages"] if run.agents else []
+    asked = [f"{calls.calls} model calls, {calls.cached} answered from the store"] if calls.calls else []
+    st.text(" · ".join(filter(None, (run.status, subject(run), run.dataset, f"seed {run.seed}", *simulated, *asked))))
+    if pages := page_rows(store, run.id):
+        show_table(pages)
     if run.kind == "optimize":
         show_search(store, run)
     if comparisons := store.comparisons(run.id):
         show_comparisons(comparisons)
-    evaluations = store.evaluations(run.id)
-    if evaluations:
-        show_metrics(evaluations)
+    if evaluations := store.evaluations(run.id):
+        show_metrics(evaluations, fidelity_rows(store, run.id))
     agents = store.agents(run.id)
     if agents:
         show_agent(store, run, agents)
@@ -98,33 +102,34 @@ def show_run(store: Store, run: RunSummary) -> None:
         st.json({"dataset": run.dataset_hash, "split": run.split_hash, "code": run.code_version, "seed": run.seed, "config": run.config})
 
 
-def show_metrics(evaluations: list[Evaluation]) -> None:
-    """One metric as a chart with intervals, and all of them as a table."""
+def show_metrics(evaluations: list[Evaluation], fidelity: list[dict[str, object]]) -> None:
+    """One metric as a chart with intervals, and all of them as a table; those of a simulation, its `fidelity`, in their own terms."""
     parts = {e.part for e in evaluations}
-    if parts == {"fidelity"}:
+    if fidelity:
         st.subheader("How far to trust the agents")
         st.caption(FIDELITY_NOTE)
     else:
         st.subheader("Metrics")
-    metric = st.selectbox("Metric", sorted({e.metric for e in evaluations}))
+    metric = st.selectbox("Metric", list(dict.fromkeys(e.metric for e in evaluations)))
     rows = [
         {"who": " · ".join(named(e, len(parts) > 1)), "seed": str(e.seed), "value": e.mean, "low": e.low, "high": e.high}
         for e in evaluations
         if e.metric == metric
     ]
-    # Wide enough for the longest name: by default Altair cuts labels at 180 pixels.
+    # Wide enough for most names: by default Altair cuts labels at 180 pixels.
     names = list(dict.fromkeys(row["who"] for row in rows))
-    axis = alt.Y("who:N", title=None, sort=names, axis=alt.Axis(labelLimit=400))
+    axis = alt.Y("who:N", title=None, sort=names, axis=alt.Axis(labelLimit=300))
     # Seeds of one model stand side by side rather than on top of each other.
     offset = alt.YOffset("seed:N")
     base = alt.Chart(alt.Data(values=rows))
     span = alt.X("low:Q", title=f"{metric}, mean and 95% interval", scale=alt.Scale(zero=False))
     tooltip = ["who:N", "seed:N", "value:Q", "low:Q", "high:Q"]
-    bars = base.mark_rule(strokeWidth=2).encode(y=axis, yOffset=offset, x=span, x2="high:Q", color=alt.Color("seed:N", title="seed"))
-    dots = base.mark_point(filled=True, size=60).encode(y=axis, yOffset=offset, x="value:Q", color="seed:N", tooltip=tooltip)
+    color = alt.Color("seed:N", title="seed", legend=alt.Legend() if len({row["seed"] for row in rows}) > 1 else None)
+    bars = base.mark_rule(strokeWidth=2).encode(y=axis, yOffset=offset, x=span, x2="high:Q", color=color)
+    dots = base.mark_point(filled=True, size=60).encode(y=axis, yOffset=offset, x="value:Q", color=color, tooltip=tooltip)
     st.altair_chart(bars + dots, width="stretch")
     columns = ("model", "arm", "seed", "part", "metric", "mean", "low", "high")
-    show_table([{name: getattr(e, name) for name in columns} for e in evaluations])
+    show_table(fidelity or [{name: getattr(e, name) for name in columns} for e in evaluations])
 
 
 def show_comparisons(comparisons: list[Comparison]) -> None:
@@ -143,8 +148,9 @@ def show_comparisons(comparisons: list[Comparison]) -> None:
 
 
 def named(e: Evaluation, with_part: bool) -> list[str]:
-    """What a figure is of."""
-    return [e.model, *([e.arm] if e.arm != "none" else []), *([e.part] if with_part else [])]
+    """What a figure is of. The prompts that a search began and ended with go by that: their names can be as long as a line."""
+    who = [e.arm] if e.arm in ("start", "favourite") else [e.model, *([e.arm] if e.arm not in ("none", "baseline") else [])]
+    return [*who, *([e.part] if with_part else [])]
 
 
 def show_search(store: Store, run: RunSummary) -> None:
@@ -164,22 +170,22 @@ def show_search(store: Store, run: RunSummary) -> None:
     st.altair_chart(bars + base.mark_point(filled=True, size=60).encode(x=x, y="mean:Q", color=color, tooltip=tooltip), width="stretch")
     show_table(rows)
     tried = {templates[trial.prompt_id].version: templates[trial.prompt_id] for trial in trials}
-    chosen = st.selectbox("Template", list(tried.values()), format_func=lambda t: f"{t.name} {t.version} · {t.author}")
+    chosen = st.selectbox("Template", list(tried.values()), format_func=lambda t: f"{t.version} · {t.author} · {t.name}")
     known = {template.version: template for template in templates.values()}
     parent = next((known[version] for version in chosen.parents if version in known), None)
     if parent is not None:
         st.text(f"Changed from {parent.version}")
         changes = [f"{name}\n" + "\n".join(lines) for name, lines in diff(parent, chosen).items()]
         st.code("\n\n".join(changes), language="diff")
-    # Text of a template is data: shown as it is, never as markup.
-    st.code(chosen.render((), ()).document, language=None)
+    # Text of a template is data: shown as it is, with the places that items fill, never as markup.
+    st.code(to_toml(chosen), language="toml", wrap_lines=True)
 
 
 def trial_row(trial: PromptTrial, template: Template) -> dict[str, object]:
     """One line of the list of trials."""
     return {
-        "trial": trial.number, "template": f"{template.name} {template.version}", "part": trial.part, "rows": trial.n,
-        "mean": trial.mean, "low": trial.low, "high": trial.high,
+        "trial": trial.number, "part": trial.part, "rows": trial.n, "mean": trial.mean, "low": trial.low, "high": trial.high,
+        "version": template.version, "template": template.name,
     }  # fmt: skip
 
 
@@ -199,7 +205,7 @@ def show_agent(store: Store, run: RunSummary, agents: list[AgentRecord]) -> None
 
 def show_page(page: PageRecord, items: dict[int, ItemRecord]) -> None:
     """What was shown, what was taken, and how the page was left."""
-    ending = f" · session ended: {ENDINGS[page.exit]}" if page.exit else ""
+    ending = f" · session ended: {EXITS[page.exit]}" if page.exit else ""
     fallback = f" · fallback: {page.fallback}" if page.fallback else ""
     st.text(f"Page {page.page + 1} · {page.arm} · felt {page.feeling}{ending}{fallback}")
     taken = {a.position: a for a in page.actions}

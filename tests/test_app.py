@@ -19,7 +19,8 @@ from workbench.cli.ui import step
 from workbench.config import DataSettings, Experiment, LoopSettings, ModelSettings, SimulationSettings
 from workbench.experiment import run_experiment
 from workbench.prompts.starting import PLAIN
-from workbench.prompts.versions import keep
+from workbench.prompts.versions import keep, to_toml
+from workbench.report import subject
 from workbench.store import Comparison, PromptTrial, Store
 
 pytest.importorskip("streamlit")
@@ -66,11 +67,13 @@ def test_runs_metrics_and_an_agents_pages(store_file: Path, monkeypatch: pytest.
     run_box.select_index(runs.index(simulated)).run()
     assert not app.exception
     assert app.header[0].value == simulated.id
-    assert {m.label: m.value for m in app.metric} == {
-        "status": "finished",
-        "agents": "12",
-        "pages": str(simulated.pages),
-    }
+    facts = f"finished · statistical agents on ease · {simulated.dataset} · seed 0 · 12 agents · {simulated.pages} pages"
+    assert app.text[0].value == facts
+    assert app.dataframe[0].value["what"].tolist() == [subject(r) for r in runs]
+    (by_page,) = [d.value for d in app.dataframe if "take rate" in d.value.columns]
+    assert (by_page["agents"].sum(), by_page["page"].tolist()) == (simulated.pages, list(range(1, len(by_page) + 1)))
+    (trust,) = [d.value for d in app.dataframe if "judge" in d.value.columns]
+    assert {*trust["test"]} == {"uniform negatives", "popularity negatives", "ratings"}
     shown = [d.value for d in app.dataframe if "position" in d.value.columns]
     assert len(shown) == len(pages)
     for frame, page in zip(shown, pages, strict=True):
@@ -106,7 +109,7 @@ def test_a_prompt_search_shows_its_trials_and_what_changed(tmp_path: Path, monke
     box.select_index(1).run()
     assert not app.exception
     assert "+ Put first what resembles the **latest** items." in app.code[0].value
-    assert app.code[1].value.startswith("Put first what resembles")
+    assert app.code[1].value == to_toml(child).strip(), "with the places that items fill"
 
 
 def test_a_missing_store_is_said_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from recsys_core import Comparison, Evaluation
 from workbench.loop import Trained
 from workbench.simulate import Outcome
-from workbench.store import Store
+from workbench.store import RunSummary, Store
 
 FIDELITY_NOTE = (
     "AUC: telling a user's latest real items from others, 0.5 is chance; popularity is the floor, EASE a reference. "
@@ -75,6 +75,42 @@ def fidelity_rows(store: Store, run: str) -> list[dict[str, Any]]:
         for e in store.evaluations(run)
         if e.part == "fidelity"
     ]
+
+
+EXITS = {"policy": "chose to leave", "hazard": "fatigue", "pages": "page limit", "catalogue": "nothing left to show"}
+"""Why a session ended with a page (`simulators.events.PageRecord`), as it is shown."""
+
+
+def page_rows(store: Store, run: str) -> list[dict[str, Any]]:
+    """One row a page number of a simulation run: who reached it, what they took there, and why sessions ended with it."""
+    totals = store.page_totals(run)
+    reasons = [why for why in EXITS if any(why in t.exits for t in totals)]
+    return [
+        {
+            "page": t.page + 1, "agents": t.agents, "shown": t.shown, "taken": t.taken, "take rate": t.taken / max(t.shown, 1),
+            "mean rating": t.rating if t.taken else None, "fallbacks": t.fallbacks,
+        }
+        | {f"ended: {EXITS[why]}": t.exits.get(why, 0) for why in reasons}
+        for t in totals
+    ]  # fmt: skip
+
+
+def subject(run: RunSummary) -> str:
+    """What a run was about, in a few words of its configuration; empty for one that the workbench did not start."""
+    config = run.config
+    try:
+        if run.kind == "simulate":
+            simulation = config["simulation"]
+            agents = simulation["llm"]["spec"] if simulation["policy"] == "llm" else simulation["policy"]
+            return f"{agents} agents on {simulation['recommender']['name']}"
+        if run.kind == "optimize":
+            return f"{config['optimizer']}, {config['llm']['spec']}"
+        if run.kind == "cell":
+            return f"{config['model']}, seed {config['seed']}"
+        models = config["loop"]["models"] if run.kind == "augment" else config.get("baselines") or config["models"]
+        return ", ".join(model if isinstance(model, str) else model["name"] for model in models)
+    except KeyError:
+        return ""
 
 
 def simulation_row(outcome: Outcome, policy: str, arm: str) -> dict[str, Any]:

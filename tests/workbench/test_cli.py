@@ -27,9 +27,12 @@ def test_simulate_show_export_augment(cli: Cli, log_file: Path, tmp_path: Path) 
 
     code, out, _ = cli("runs", facts["run"][:-2], "--json")
     assert (code, json.loads(out)["log_hash"]) == (0, facts["log_hash"])
+    assert sum(row["taken"] for row in json.loads(out)["page_totals"]) == facts["actions"]
+    assert "ended: fatigue" in cli("runs", facts["run"])[1]
     code, out, _ = cli("runs")
     assert code == 0
     assert facts["run"] in out
+    assert "statistical agents on ease" in out
 
     code, out, _ = cli("export", "latest", "--out", str(tmp_path / "out"), "--json")
     parquet = next(Path(f) for f in json.loads(out)["files"] if f.endswith(".parquet"))

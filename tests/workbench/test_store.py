@@ -89,6 +89,13 @@ def test_pages_round_trip_exactly_however_they_are_grouped(shared: Store, data: 
     taken = shared.interactions(run)
     expected = [(r.user, r.page, a.position, a.item, a.rating) for r in records if not r.fallback for a in r.actions]
     assert list(zip(*(getattr(taken, c).tolist() for c in ("user", "page", "position", "item", "rating")), strict=True)) == expected
+    for t in (totals := shared.page_totals(run)):
+        mine = [r for r in records if r.page == t.page]
+        ratings = [a.rating for r in mine for a in r.actions]
+        assert (t.agents, t.shown, t.taken) == (len(mine), sum(len(r.exposures) for r in mine), len(ratings))
+        assert t.exits == collections.Counter(r.exit for r in mine if r.exit)
+        assert t.fallbacks == sum(bool(r.fallback) for r in mine)
+    assert [t.page for t in totals] == sorted({r.page for r in records})
     again = shared.start_run("simulate", "replayed", {}, 1)
     copy = shared.sink(again)
     copy.agents([persona(u) for u in range(3)], "p")

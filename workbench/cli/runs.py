@@ -13,7 +13,7 @@ import typer
 
 from recsys_core.errors import UnavailableError, missing_extra
 from workbench.cli import ui
-from workbench.report import DIFFERENCE_NOTE
+from workbench.report import DIFFERENCE_NOTE, page_rows, subject
 from workbench.store import Store
 
 
@@ -34,8 +34,8 @@ def runs(
         summaries = handle.runs()
     if json:
         return ui.print_json([{k: v for k, v in vars(s).items() if k != "config"} for s in summaries])
-    rows = [[s.id, s.name, s.status, s.dataset, str(s.agents), str(s.pages), _when(s.created)] for s in summaries]
-    return ui.table(f"Runs in {store}", ["run", "experiment", "status", "dataset", "agents", "pages", "started (UTC)"], rows)
+    rows = [[s.id, subject(s), s.name, s.status, s.dataset, *(str(n or "") for n in (s.agents, s.pages))] for s in summaries]
+    return ui.table(f"Runs in {store}", ["run", "what", "experiment", "status", "dataset", "agents", "pages"], rows)
 
 
 def _show(store: Store, run: str, json: bool) -> None:
@@ -46,14 +46,17 @@ def _show(store: Store, run: str, json: bool) -> None:
     metrics = [{name: getattr(e, name) for name in columns} for e in evaluations]
     facts = {**vars(summary), "events": [vars(e) for e in events], "calls": vars(calls), "log_hash": log_hash, "evaluations": metrics}
     facts["comparisons"] = [vars(c) for c in comparisons]
+    facts["page_totals"] = page_rows(store, run)
     if json:
         return ui.print_json(facts)
     times = {f"{name} (UTC)": _when(getattr(summary, name)) for name in ("created", "updated")}
-    left_out = ["created", "updated", "config", "events", "calls", "evaluations", "comparisons"]
+    left_out = ["created", "updated", "config", "events", "calls", "evaluations", "comparisons", "page_totals"]
     left_out += [] if summary.agents else ["agents", "pages"]
     asked = {f"calls: {name}": ui.plain(value) for name, value in vars(calls).items()} if calls.calls else {}
     shown = {name: value for name, value in facts.items() if name not in left_out and value not in ("", None)} | times | asked
     ui.table(summary.id, ["fact", "value"], [[name, str(value)] for name, value in shown.items()])
+    if totals := facts["page_totals"]:
+        ui.table("Pages", list(totals[0]), [["-" if v is None else ui.plain(v) for v in row.values()] for row in totals])
     if evaluations:
         rows = [[e.model, e.arm, e.part, str(e.seed), e.metric, ui.interval(e.mean, e.low, e.high)] for e in evaluations]
         ui.table("Metrics", ["model", "arm", "part", "seed", "metric", "value with 95% interval"], rows)

@@ -78,18 +78,24 @@ def table(
 ) -> None:
     """A table on stdout, columns of figures right-aligned, the (row, column) places in `bold` in bold. Cells are data, not markup."""
     view = View(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    figures = [all(row[n][:1] in _FIGURES for row in rows if row[n]) for n in range(len(columns))]
-    widths = [max(len(text) for text in (columns[n], *(row[n] for row in rows))) for n in range(len(columns)) if figures[n]]
-    # Figures stay on one line where that leaves words some room to wrap in; on a narrower terminal they wrap, too, rather than be cut.
-    roomy = sum(widths) + 2 * len(columns) <= 0.8 * console.width
-    for column, is_figure in zip(columns, figures, strict=True):
-        view.add_column(column, justify="right" if is_figure else "left", overflow="fold", no_wrap=is_figure and roomy)
+    cells = [[row[n] for row in rows] for n in range(len(columns))]
+    figures = {n for n, column in enumerate(cells) if all(text[:1] in _FIGURES for text in column if text)}
+    ids = {n for n, column in enumerate(cells) if not any(" " in text for text in column)}
+    # Figures, and names too, stay on one line where that leaves the rest some room to wrap in; else they wrap, rather than be cut.
+    whole = next((some for some in (figures | ids, figures) if _width(some, columns, cells) <= 0.8 * console.width), set())
+    for n, column in enumerate(columns):
+        view.add_column(column, justify="right" if n in figures else "left", overflow="fold", no_wrap=n in whole)
     for r, row in enumerate(rows):
         view.add_row(*(f"[bold]{escape(cell)}[/]" if (r, c) in bold else escape(cell) for c, cell in enumerate(row)))
     console.print(view)
     if note:
         console.print(f"[dim]{escape(note)}[/]")
     console.print()
+
+
+def _width(some: Collection[int], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """Characters that the columns numbered in `some` need for their longest text, and that stand between all of them."""
+    return sum(max(map(len, (columns[n], *cells[n]))) for n in some) + 2 * len(columns)
 
 
 def show(facts: dict[str, Any], result: Table, form: str, out: Path | None, as_json: bool) -> None:

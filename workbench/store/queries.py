@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from itertools import groupby
 from operator import attrgetter
@@ -41,6 +42,7 @@ from workbench.store.records import (
     Interactions,
     ItemRecord,
     Opening,
+    PageTotals,
     PromptTrial,
     PromptVersion,
     RunSummary,
@@ -116,6 +118,26 @@ class StoreReader:
             with self._database.read() as connection:
                 pages = read_pages(connection, run_id, some[0], some[-1])
             yield from pages
+
+    def page_totals(self, run: str) -> list[PageTotals]:
+        """What the agents of a run did on their first page, their second, and so on."""
+        mine = Page.run_id == self.resolve(run)
+        pages = select(Page.number, func.count(), func.sum(case((Page.fallback != "", 1), else_=0))).where(mine)
+        shown = select(Page.number, func.count()).join(ExposureRow, ExposureRow.page_id == Page.id).where(mine)
+        taken = select(Page.number, func.count(), func.avg(ActionRow.rating)).join(ActionRow, ActionRow.page_id == Page.id).where(mine)
+        ended = select(Page.number, Page.exit, func.count()).where(mine, Page.exit != "").group_by(Page.exit)
+        by_page, order = Page.number, (Page.number, Page.exit)
+        with self._database.read() as connection:
+            items = {page: int(count) for page, count in connection.execute(shown.group_by(by_page))}
+            actions = {page: (count, mean) for page, count, mean in connection.execute(taken.group_by(by_page))}
+            exits: dict[int, dict[str, int]] = {}
+            for page, why, count in connection.execute(ended.group_by(by_page).order_by(*order)):
+                exits.setdefault(page, {})[why] = count
+            rows = connection.execute(pages.group_by(by_page).order_by(by_page)).all()
+        return [
+            PageTotals(page, agents, items.get(page, 0), *actions.get(page, (0, math.nan)), int(fallbacks), exits.get(page, {}))
+            for page, agents, fallbacks in rows
+        ]
 
     def log_hash(self, run: str) -> str:
         """SHA-256 of what was shown and done, by user, page and position; row ids, times, call keys and the run's own id are left out.

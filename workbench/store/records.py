@@ -88,6 +88,23 @@ class Interactions:
 
 
 @dataclass(frozen=True)
+class PageTotals:
+    """What all agents of a run did on their page `page`, from 0.
+
+    agents: those who reached it; shown, taken: items; rating: mean of those given, NaN without any; fallbacks: pages that the policy did
+    not decide itself; exits: how many sessions ended with it, by reason.
+    """
+
+    page: int
+    agents: int
+    shown: int
+    taken: int
+    rating: float
+    fallbacks: int
+    exits: dict[str, int]
+
+
+@dataclass(frozen=True)
 class CallTotals:
     """Model calls of a run. Tokens, retries, seconds and cost are those of dispatched calls; an answer from the cache costs none."""
 
