@@ -11,7 +11,7 @@ from agents.statistical import StatisticalPolicy
 from agents.types import Decision, PageContext, Watch
 from recsys_core.data import Dataset, Split
 from recsys_core.errors import DataError
-from simulators.fidelity import measure, page_auc, wasserstein
+from simulators.fidelity import CEILING, RatingFidelity, measure, page_auc, wasserstein
 
 
 class Oracle:
@@ -42,6 +42,12 @@ async def test_an_oracle_scores_one_and_its_opposite_zero(split: Split) -> None:
     figures = best.ratings.figures()
     assert figures["oracle", "W1"][0] == figures["oracle", "RMSE"][0] == 0
     assert figures["constant", "W1"][0] > 0.5
+
+
+def test_the_ceiling_is_a_mean_over_halves_and_not_the_luck_of_one() -> None:
+    own = np.random.default_rng(0).integers(1, 6, 300).astype(float)
+    points = [RatingFidelity("p", own, own, 3.0).figures(seed)[CEILING, "W1"][0] for seed in range(5)]
+    assert np.std(points) < 0.05 * np.mean(points)
 
 
 async def test_policies_are_built_without_the_items_they_are_tested_on(split: Split) -> None:
