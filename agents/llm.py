@@ -21,6 +21,7 @@ import numpy as np
 
 from agents import prompts
 from agents.chat import Answer, CallFailed, ChatClient, ChatRequest, Message, ScoreRequest
+from agents.ratings import feeling_about
 from agents.seeding import stream
 from agents.types import FEELINGS, Decision, Feeling, PageContext, PageItem, Policy, Watch
 from recsys_core.errors import DataError
@@ -79,7 +80,7 @@ class LLMPolicy:
         if answer.value is None:
             return await self._fall_back(context, answer.error, answer.keys)
         taken = dict(answer.value.taken)
-        return _decision(answer.value, tuple(float(i.number in taken) for i in context.items), answer.keys)
+        return _decision(context, answer.value, tuple(float(i.number in taken) for i in context.items), answer.keys)
 
     async def _by_likelihood(self, context: PageContext) -> Decision:
         titles = tuple(f" {prompts.one_line(i.title)}" for i in context.items)
@@ -96,7 +97,7 @@ class LLMPolicy:
         keys = (scored.key, *answer.keys)
         if answer.value is None:
             return await self._fall_back(context, answer.error, keys)
-        return _decision(answer.value, tuple(float(x) for x in preference), keys)
+        return _decision(context, answer.value, tuple(float(x) for x in preference), keys)
 
     def _draw(self, context: PageContext, preference: np.ndarray) -> tuple[PageItem, ...]:
         """Takes each item with a probability that rises with its standing on the page and averages the persona's rate."""
@@ -167,6 +168,7 @@ def _ratings(pairs: list[tuple[Any, Any]], numbers: tuple[int, ...], levels: pro
     return tuple(taken.items())
 
 
-def _decision(parsed: Parsed, preference: tuple[float, ...], keys: tuple[str, ...]) -> Decision:
-    watched = tuple(Watch(number, rating, parsed.feeling) for number, rating in parsed.taken)
+def _decision(context: PageContext, parsed: Parsed, preference: tuple[float, ...], keys: tuple[str, ...]) -> Decision:
+    # The model tells how the page felt; what one item left is told by its rating, or one rated worst would have delighted.
+    watched = tuple(Watch(number, rating, feeling_about(rating, context.persona)) for number, rating in parsed.taken)
     return Decision(watched, leave=not parsed.go_on, feeling=parsed.feeling, preference=preference, calls=keys)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.persona import LogProfile
+from agents.types import Feeling, Persona
 from recsys_core.data.jagged import Ints
 
 
@@ -38,6 +39,18 @@ def fit_ratings(profile: LogProfile) -> RatingModel:
     levels, counts = np.unique(profile.rating, return_counts=True)
     cuts = np.cumsum(counts)[:-1]
     return RatingModel(profile, levels.astype(float), latent[np.minimum(cuts, len(latent) - 1)], noise_std)
+
+
+def feeling_about(rating: float, persona: Persona) -> Feeling:
+    """A rating in words, relative to what this person usually gives."""
+    z = (rating - persona.mean_rating) / max(persona.rating_std, 0.5)
+    if z > 1:
+        return "delighted"
+    if z > -0.25:
+        return "satisfied"
+    if z > -1:
+        return "indifferent"
+    return "bored" if z > -1.75 else "annoyed"
 
 
 def _expected(profile: LogProfile, users: Ints, items: Ints) -> NDArray[np.float64]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from agents.ratings import RatingModel, fit_ratings
+from agents.ratings import RatingModel, feeling_about, fit_ratings
 from agents.seeding import stream
 from agents.taste import TasteModel, fit_taste
-from agents.types import Decision, Feeling, PageContext, Watch
+from agents.types import Decision, PageContext, Watch
 from recsys_core.data.dataset import Dataset
 
 
@@ -51,23 +51,10 @@ class StatisticalPolicy:
 
 def _decision(context: PageContext, logits: np.ndarray, taken: np.ndarray, ratings: np.ndarray) -> Decision:
     """Numbers of the page's items back into one decision."""
-    usual, spread = context.persona.mean_rating, max(context.persona.rating_std, 0.5)
     watched = tuple(
-        Watch(item.number, float(rating), feeling_about(float(rating), usual, spread))
+        Watch(item.number, float(rating), feeling_about(float(rating), context.persona))
         for item, took, rating in zip(context.items, taken, ratings, strict=True)
         if took
     )
-    overall = feeling_about(float(np.mean([w.rating for w in watched])), usual, spread) if watched else "bored"
+    overall = feeling_about(float(np.mean([w.rating for w in watched])), context.persona) if watched else "bored"
     return Decision(watched, leave=False, feeling=overall, preference=tuple(float(x) for x in logits))
-
-
-def feeling_about(rating: float, usual: float, spread: float) -> Feeling:
-    """A rating in words, relative to what this person usually gives (mean and standard deviation in rating units)."""
-    z = (rating - usual) / spread
-    if z > 1:
-        return "delighted"
-    if z > -0.25:
-        return "satisfied"
-    if z > -1:
-        return "indifferent"
-    return "bored" if z > -1.75 else "annoyed"

@@ -60,18 +60,28 @@ def fallback(split: Split) -> StatisticalPolicy:
     return StatisticalPolicy.fit(split.train)
 
 
-def take(*numbers: int, rating: float = 4, go_on: bool = True) -> str:
-    return json.dumps({"take": [{"n": n, "rating": rating} for n in numbers], "feeling": "satisfied", "next": go_on})
+def take(*numbers: int, rating: float = 4, go_on: bool = True, feeling: str = "satisfied") -> str:
+    return json.dumps({"take": [{"n": n, "rating": rating} for n in numbers], "feeling": feeling, "next": go_on})
 
 
 async def test_an_answer_becomes_a_decision(contexts: list[PageContext], fallback: StatisticalPolicy) -> None:
     policy = LLMPolicy(Scripted(lambda r: take(2, 7, go_on=False)), fallback, LEVELS)  # type: ignore[arg-type]
     decision = (await policy.decide(contexts))[5]
-    assert [(w.number, w.rating, w.feeling) for w in decision.watched] == [(2, 4.0, "satisfied"), (7, 4.0, "satisfied")]
+    assert [(w.number, w.rating) for w in decision.watched] == [(2, 4.0), (7, 4.0)]
     assert decision.leave
     assert decision.preference == tuple(float(n in (2, 7)) for n in range(1, 11))
     assert decision.calls == ("k",)
     assert not decision.fallback
+
+
+async def test_an_item_leaves_the_feeling_of_its_rating_and_a_page_the_told_one(
+    contexts: list[PageContext], fallback: StatisticalPolicy
+) -> None:
+    usual = replace(contexts[0], persona=replace(contexts[0].persona, mean_rating=3.5, rating_std=1.0))
+    for rating, feeling in ((1, "annoyed"), (5, "delighted")):
+        answer = take(2, rating=rating, feeling="bored")
+        (decision,) = await LLMPolicy(Scripted(lambda r, answer=answer: answer), fallback, LEVELS).decide([usual])  # type: ignore[arg-type, misc]
+        assert (decision.feeling, [w.feeling for w in decision.watched]) == ("bored", [feeling])
 
 
 async def test_an_unusable_answer_falls_back_and_says_so(contexts: list[PageContext], fallback: StatisticalPolicy) -> None:
