@@ -68,6 +68,9 @@ def test_train_then_evaluate_the_saved_model(cli: Cli, log_file: Path, tmp_path:
     assert code == 0
     assert [r["model"] for r in rows] == [str(folder), "popularity"]
     assert rows[0]["seconds"] is None
+    config = json.loads(cli("runs", json.loads(out)["run"], "--json")[1])["config"]
+    assert [(m["name"], m["config"].get("l2")) for m in config["models"]] == [(str(folder), 5), ("popularity", None)]
+    assert config["metrics"] == ["HR@10", "NDCG@10", "MRR"]
     line = next(line for line in cli("evaluate", str(folder), "--data", str(log_file))[1].splitlines() if str(folder) in line)
     assert line.split()[-1] == "-", "a loaded model was not trained here"
     assert rows[0]["metrics"]["MRR"][0] != rows[1]["metrics"]["MRR"][0]

@@ -24,6 +24,7 @@ from workbench.grid import failed, grid_rows, run_grid
 from workbench.loop import Trained, store_results, train_and_evaluate
 from workbench.prompts.channel import ranking_through
 from workbench.report import score_rows
+from workbench.simulate import resolved_model
 from workbench.store import code_version
 from workbench.tables import Format, score_table
 
@@ -114,7 +115,7 @@ def _evaluate_models(
         raise DataError(f"part is {part!r}; it must be 'valid' or 'test'")
     dataset, split = load_split(DataSettings(name=data))
     holdout = split.valid if part == "valid" else split.test
-    trained, calls = [], list[CallRecord]()
+    trained, calls, resolved = [], list[CallRecord](), list[ModelSettings]()
     with ui.opened(store) as handle:
         with ranking_through(handle, calls.append):
             for model in models:
@@ -123,10 +124,13 @@ def _evaluate_models(
                         saved = load(Path(model))
                         if saved.items is None or saved.items.ids != dataset.items.ids:
                             raise DataError(f"{model} was trained on another catalogue than {data!r}; evaluate it on its own dataset")
+                        resolved.append(ModelSettings(name=model, config=saved.config.model_dump(mode="json")))
                         trained.append(Trained(model, "none", [evaluate_model(saved, holdout, metrics, train=split.train)], None))
                     else:
+                        resolved.append(resolved_model(handle, ModelSettings(name=model)))
                         trained += train_and_evaluate({"none": split.train}, holdout, [ModelSettings(name=model)], seeds, metrics, progress)
-        run = handle.start_run("evaluate", data, {"models": models, "part": part, "seeds": seeds}, 0, dataset, split)
+        config = {"models": [m.model_dump() for m in resolved], "part": part, "seeds": seeds, "metrics": list(metrics)}
+        run = handle.start_run("evaluate", data, config, 0, dataset, split)
         handle.sink(run).calls(calls)
         store_results(handle, run, trained, [], part)
         handle.record_status(run, "finished")
