@@ -72,7 +72,7 @@ class LLMSettings(Settings):
     max_cost: float | None = Field(default=None, gt=0)
     """Most US dollars of a run, likewise."""
     max_seconds: float | None = Field(default=None, gt=0)
-    """Most wall-clock seconds of a run, likewise."""
+    """Most wall-clock seconds of one sitting, from its first question, likewise."""
 
 
 class SimulationSettings(Settings):

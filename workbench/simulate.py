@@ -24,7 +24,7 @@ from simulators.events import PageRecord
 from simulators.fidelity import measure
 from workbench.config import DataSettings, Experiment, LLMSettings, ModelSettings, Settings, SimulationSettings
 from workbench.data import load_split
-from workbench.llm import budget_of, chat_client
+from workbench.llm import budget_of, chat_client, used_by
 from workbench.prompts.channel import added, ranking_through
 from workbench.prompts.ranked import Rates
 from workbench.running import marked
@@ -146,6 +146,7 @@ def _run(
 
     # A recommender that asks a model, too, keeps to the bounds of the run and is counted with it.
     budget = client.budget if client else budget_of(simulation.llm)
+    budget.used = used_by(store, run)
     with ranking_through(store, lambda record: sink.calls([record]), budget, simulation.llm) as channel:
         result = asyncio.run(work())
     counts = added(client.counts if client else Counts(), channel.counts)

@@ -33,6 +33,7 @@ class Budget:
     """Bounds of one run; None leaves a quantity free.
 
     tokens: prompt and completion together; cost: US dollars; calls: calls sent, retries too; wall: seconds from the first question.
+    used: so far; a resumed run begins with what it had used.
     Belongs to one event loop; several clients may share it.
     """
 
@@ -41,7 +42,7 @@ class Budget:
     calls: int | None = None
     wall: float | None = None
     clock: Callable[[], float] = time.monotonic
-    used: Amount = field(default=Amount(calls=0), init=False)
+    used: Amount = Amount(calls=0)
     reserved: Amount = field(default=Amount(calls=0), init=False)
     _started: float | None = field(default=None, init=False)
     _waiting: set[asyncio.Future[None]] = field(default_factory=set, init=False)

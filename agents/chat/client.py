@@ -140,52 +140,58 @@ class ChatClient:
         """Attempts, retries, the record and the breaker of one question that is really asked."""
         if self._down:
             raise self._down
-        started, attempt = time.monotonic(), 0
-        while True:
-            try:
-                response = await self._attempt(request, dispatch)
-                break
-            except _Attempt as failed:
-                failure = failed.failure
-            last = attempt == self.retries or failure.kind != "retry" or (failure.wait or 0) > failures.LONGEST_WAIT
-            if last:
-                self._book(request, key, started, None, retries=attempt, error=failure.cause)
-                raise self._failed(failure, attempt)
-            wait = failures.pause(key, attempt, self.backoff, failure.wait)
-            if wait >= self.budget.seconds_left:
-                self._book(request, key, started, None, retries=attempt, error=failure.cause)
-                self.budget.refuse_wall()
-            attempt += 1
-            self.counts.retries += 1
-            await asyncio.sleep(wait)
-        self._failed_in_a_row, self._succeeded = 0, True
-        if self.cache is not None:
-            self.cache.put(key, self.model_id, request, response)
-        self._book(request, key, started, response, retries=attempt)
-        return response
+        started, error = time.monotonic(), "stopped while it was asked"
+        attempts: list[Response] = []
+        try:
+            while True:
+                try:
+                    response = await self._attempt(request, dispatch, attempts)
+                    break
+                except _Attempt as failed:
+                    failure, error = failed.failure, failed.failure.cause
+                retries = len(attempts) - 1
+                if retries == self.retries or failure.kind != "retry" or (failure.wait or 0) > failures.LONGEST_WAIT:
+                    raise self._failed(failure, retries)
+                wait = failures.pause(key, retries, self.backoff, failure.wait)
+                if wait >= self.budget.seconds_left:
+                    self.budget.refuse_wall()
+                await asyncio.sleep(wait)
+            self._failed_in_a_row, self._succeeded = 0, True
+            if self.cache is not None:
+                self.cache.put(key, self.model_id, request, response)
+            error = ""
+            return response
+        finally:
+            # However it ended: the record says what the budget was charged, from which a resumed run goes on.
+            if attempts:
+                used = Response("", sum(a.prompt_tokens for a in attempts), sum(a.completion_tokens for a in attempts))
+                self._book(request, key, started, used, retries=len(attempts) - 1, error=error)
 
-    async def _attempt(self, request: Request, dispatch: Callable[[], Awaitable[Response]]) -> Response:
-        """One call inside the gate and the budget; an answer that never came but may have been billed uses up its reservation."""
+    async def _attempt(self, request: Request, dispatch: Callable[[], Awaitable[Response]], attempts: list[Response]) -> Response:
+        """One call inside the gate and the budget; an answer that never came but may have been billed uses up its reservation.
+
+        attempts: gets the tokens it is charged for.
+        """
         async with self._gate:
             if self._down:
                 raise self._down
-            most = self._most(request)
-            await self.budget.reserve(most)
-            used = most
+            used = most = Response("", _prompt_bound(request), request.max_tokens if isinstance(request, ChatRequest) else 0)
+            await self.budget.reserve(self._amount(most))
             left = self.budget.seconds_left
             try:
                 async with asyncio.timeout(min(self.timeout, left)):
                     response = await dispatch()
-                used = self._amount(response)
+                used = response
                 return response
             except Exception as error:
                 if isinstance(error, TimeoutError) and left < self.timeout:
                     self.budget.refuse_wall()
                 failure = failures.read(error, first=not self._succeeded)
-                used = most if failure.billed else Amount()
+                used = most if failure.billed else Response("", 0, 0)
                 raise _Attempt(failure) from error
             finally:
-                self.budget.settle(most, used)
+                self.budget.settle(self._amount(most), self._amount(used))
+                attempts.append(used)
 
     def _failed(self, failure: failures.Failure, retries: int) -> Exception:
         """The error of a question that is given up; opens the breaker where the endpoint is at fault."""
@@ -220,9 +226,6 @@ class ChatClient:
         scored = await cast(EmbeddedChatModel, self.endpoint.model).score(request)
         return Response(json.dumps(scored.scores), scored.tokens, 0)
 
-    def _most(self, request: Request) -> Amount:
-        return self._amount(Response("", _prompt_bound(request), request.max_tokens if isinstance(request, ChatRequest) else 0))
-
     def _amount(self, response: Response) -> Amount:
         return Amount(response.prompt_tokens + response.completion_tokens, self.price.of(response) if self.price else 0.0)
 
@@ -231,28 +234,28 @@ class ChatClient:
         request: Request,
         key: str,
         started: float,
-        response: Response | None,
+        used: Response,
         *,
         cached: bool = False,
         retries: int = 0,
         error: str = "",
     ) -> None:
         seconds = time.monotonic() - started
-        fresh = response if response and not cached else Response("", 0, 0)
+        fresh = Response("", 0, 0) if cached else used
         cost = self._amount(fresh).cost
-        shown = response or fresh
         kind = "chat" if isinstance(request, ChatRequest) else "score"
         counts = self.counts
         counts.calls += not cached
         counts.cache_hits += cached
         counts.prompt_tokens += fresh.prompt_tokens
         counts.completion_tokens += fresh.completion_tokens
+        counts.retries += retries
         counts.failures += bool(error)
         counts.cost += cost
         counts.seconds += seconds
         if self.on_call:
             self.on_call(
-                CallRecord(key, self.model_id, kind, cached, shown.prompt_tokens, shown.completion_tokens, retries, seconds, cost, error)
+                CallRecord(key, self.model_id, kind, cached, used.prompt_tokens, used.completion_tokens, retries, seconds, cost, error)
             )
 
 

@@ -67,7 +67,10 @@ class Response:
 
 @dataclass(frozen=True)
 class CallRecord:
-    """One dispatched or cached question, as the store keeps it. error: empty, or why no usable answer came."""
+    """One dispatched or cached question, as the store keeps it. error: empty, or why no usable answer came.
+
+    prompt_tokens, completion_tokens, cost: all that its attempts were charged for; of a cached one the answer's tokens, at no cost.
+    """
 
     key: str
     model: str

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -284,6 +285,45 @@ async def test_an_answer_lost_on_the_way_is_booked_as_if_it_had_come() -> None:
         await client(server, timeout=0.3, budget=budget).ask(question(max_tokens=50))
     assert budget.used.tokens > 50 + 40
     assert budget.used.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("faults", "bound", "attempts"),
+    [
+        ([hang(), status(500), say("ok", 30, 10)], Budget(), 3),
+        ([hang()], Budget(), 3),
+        ([truncated(), raw(b"{}"), status(500)], Budget(calls=2), 2),
+        ([hang()], Budget(wall=0.2), 1),
+    ],
+    ids=["answered at last", "given up", "out of budget", "out of time"],
+)
+async def test_the_record_of_a_question_says_all_that_the_budget_was_charged(faults: list, bound: Budget, attempts: int) -> None:
+    records: list[CallRecord] = []
+    with FaultServer(faults) as server:
+        c = client(server, timeout=0.3, retries=2, budget=bound, price=Price(1.0, 10.0), on_call=records.append)
+        with suppress(CallFailed, BudgetExceeded):
+            await c.ask(question(max_tokens=50))
+    (record,) = records
+    assert record.retries + 1 == bound.used.calls == attempts
+    assert record.prompt_tokens + record.completion_tokens == bound.used.tokens > 0
+    assert record.cost == pytest.approx(bound.used.cost)
+    assert bool(record.error) == (len(server.requests) != 3 or len(faults) == 1)
+
+
+async def test_a_question_that_is_cancelled_is_recorded_as_if_it_had_been_answered() -> None:
+    records: list[CallRecord] = []
+    with FaultServer([hang()]) as server:
+        c = client(server, on_call=records.append)
+        task = asyncio.create_task(c.ask(question(max_tokens=50)))
+        while not server.open:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        await asyncio.sleep(0.05)
+    (record,) = records
+    assert record.completion_tokens == 50
+    assert record.prompt_tokens + 50 == c.budget.used.tokens
+    assert record.error == "stopped while it was asked"
 
 
 async def test_a_remote_model_does_not_score() -> None:

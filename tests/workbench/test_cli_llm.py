@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.agents.fault_server import FaultServer, Step, delayed, say, status
+from tests.agents.fault_server import FaultServer, Step, delayed, hang, say, status
 from tests.processes import Child, command_line
 from tests.workbench.conftest import Cli, one_line_error
 from workbench.store import Store
@@ -138,19 +138,38 @@ def test_a_budget_is_never_passed_and_more_of_it_goes_on(cli: Cli, log_file: Pat
     assert "tokens budget of 4000" in said
     spent = len(server.requests) * 220
     assert 0 < spent <= 4000
-    code, out, _ = cli("simulate", "--resume", "latest", *spec(server), "--json")
+    code, out, _ = cli("simulate", "--resume", "latest", *spec(server), "--max-tokens", "100000", "--json")
     assert code == 0
     whole = facts(out)
     assert len(server.requests) == whole["pages"]
 
 
-def test_a_resumed_run_keeps_its_budget_until_it_is_given_another(cli: Cli, log_file: Path, server: FaultServer) -> None:
-    bound = ("--max-tokens", "1000")
-    for command in (("--data", str(log_file), *AGENTS, *bound), ("--resume", "latest")):
-        code, _, err = cli("simulate", *spec(server), *command)
+def test_a_budget_is_of_the_whole_run_however_often_it_is_resumed(cli: Cli, log_file: Path, server: FaultServer) -> None:
+    code, _, err = cli("simulate", *spec(server), "--data", str(log_file), *AGENTS, "--max-tokens", "2000")
+    assert code == 4
+    asked = len(server.requests)
+    for more, said in (((), "tokens budget of 2000"), (("--max-tokens", "1500"), "tokens budget of 1500"), ((), "tokens budget of 2000")):
+        code, _, err = cli("simulate", "--resume", "latest", *spec(server), *more)
         assert code == 4
-        assert "tokens budget of 1000" in one_line_error(err)
+        assert f"{said} would be passed: {220 * asked} used" in one_line_error(err)
+        assert len(server.requests) == asked
+    code, _, err = cli("simulate", "--resume", "latest", *spec(server), "--max-tokens", "3500")
+    assert code == 4
+    assert 220 * asked < 220 * len(server.requests) <= 3500
     assert cli("simulate", "--resume", "latest", *spec(server), "--max-tokens", "100000")[0] == 0
+
+
+def test_what_a_failing_endpoint_may_have_billed_counts_when_the_run_is_resumed(cli: Cli, log_file: Path) -> None:
+    command = ("--timeout", "0.3", "--retries", "1", "--concurrency", "1")
+    with FaultServer([hang()]) as server:
+        code, _, err = cli("simulate", *spec(server), "--data", str(log_file), *AGENTS, *command, "--max-tokens", "5000")
+        assert code == 4
+        assert "tokens budget of 5000" in one_line_error(err)
+        asked = len(server.requests)
+        assert asked > 2
+        code, _, err = cli("simulate", "--resume", "latest", *spec(server), *command)
+        assert code == 4
+        assert len(server.requests) == asked
 
 
 def test_interrupted_and_killed_runs_resume_without_asking_twice(log_file: Path, tmp_path: Path) -> None:

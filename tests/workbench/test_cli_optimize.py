@@ -16,6 +16,7 @@ import pytest
 from tests.agents.fault_server import FaultServer, Step, delayed, say
 from tests.processes import Child, command_line
 from tests.workbench.conftest import Cli, one_line_error
+from workbench.llm import used_by
 from workbench.store import Store
 
 pytest.importorskip("langchain_openai")
@@ -222,6 +223,31 @@ def test_a_budget_is_never_passed_and_what_it_leaves_is_confirmed(cli: Cli, film
     code, _, err = cli(*search(filmed, server, "--max-calls", "279"))
     assert code == 2
     assert "final scoring alone may take 280" in one_line_error(err)
+
+
+def test_the_budget_of_a_search_is_of_all_its_sittings(filmed: Path, tmp_path: Path) -> None:
+    """Stopped three times, it searches no further than one sitting may, and the share of the end is there at the end."""
+    more = ("--max-calls", "320")
+    with FaultServer(lambda body: delayed(model(body), 0.1 if len(slow.requests) < 80 else 0)) as slow:
+        store = tmp_path / "store.sqlite"
+        arguments = [*command(filmed, slow, store), *more]
+        for wanted in (15, 30, 70):
+            child = Child(tmp_path, command_line, *arguments)
+            end = time.monotonic() + 60
+            while len(slow.requests) < wanted and time.monotonic() < end:
+                time.sleep(0.02)
+            child.send(signal.SIGINT)
+            assert child.end(60)[0] == 4
+            arguments = ["optimize", "--store", str(store), "--resume", "latest", "--concurrency", "2"]
+        done = run_json(tmp_path, arguments)
+    # 280 are kept for the end.
+    assert "calls budget of 40 would be passed" in done["stopped"]
+    with Store.open(store) as opened:
+        assert sum(trial.n for trial in opened.trials("latest") if trial.part in ("train", "search")) <= 40
+        used = used_by(opened, "latest").calls
+    # Up to two questions a stop were counted and had not arrived.
+    assert len(slow.requests) <= used <= len(slow.requests) + 3 * 2
+    assert done["test"]["rows"] == 30
 
 
 def test_a_template_is_tested_for_a_reason_beside_another_that_shows_the_same(cli: Cli, filmed: Path, server: FaultServer) -> None:

@@ -152,7 +152,10 @@ def test_agents_and_ranker_share_one_budget_and_a_resumed_run_asks_nothing_twice
     assert "tokens budget of 4000" in one_line_error(err)
     spent = sum(60 if SHOWN.search(seen.body["messages"][-1]["content"]) else 220 for seen in server.requests)
     assert 1000 < spent <= 4000
-    code, out, _ = cli("simulate", "--resume", "latest", *llm, "--json")
+    asked = len(server.requests)
+    assert cli("simulate", "--resume", "latest", *llm)[0] == 4
+    assert len(server.requests) == asked
+    code, out, _ = cli("simulate", "--resume", "latest", *llm, "--max-tokens", "100000", "--json")
     whole = json.loads(out)
     assert code == 0
     # One question a page of the ranker, one of the agent.

@@ -61,7 +61,7 @@ def optimize(
     max_calls: Annotated[int | None, typer.Option("--max-calls", min=1, help="Budget of model questions, never exceeded.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Budget of tokens, never exceeded.")] = None,
     max_cost: Annotated[float | None, typer.Option("--max-cost", min=0.0001, help="Budget in US dollars, never exceeded.")] = None,
-    max_seconds: Annotated[float | None, typer.Option("--max-seconds", min=1, help="Budget of wall time.")] = None,
+    max_seconds: Annotated[float | None, typer.Option("--max-seconds", min=1, help="Budget of wall time of this sitting.")] = None,
     resume: Annotated[str | None, typer.Option("--resume", help="Go on with a stopped search (its id, or 'latest').")] = None,
     seed: ui.SeedOption = 0,
     store: ui.StoreOption = ui.DEFAULT_STORE,

@@ -144,7 +144,7 @@ def interval(value: float, low: float, high: float, signed: bool = False) -> str
 
 
 def taken_up(began: LLMSettings, spec: str | None, bounds: dict[str, Any]) -> LLMSettings:
-    """The model of a resumed run: as it began, but for another spec and bounds that are given; a budget holds until another one is."""
+    """The model of a resumed run: as it began, but for another spec and bounds that are given, which are of the whole run."""
     return began.model_copy(update={"spec": spec or began.spec} | {name: value for name, value in bounds.items() if value is not None})
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from agents.chat import Counts
 from recsys_core.errors import DataError
 from workbench.config import LLMSettings
+from workbench.llm import used_by
 from workbench.optimization.keeping import TrialKeeper, keep_results
 from workbench.optimization.plan import Plan, Work, make_plan, prepare
 from workbench.optimization.settings import OptimizeSettings, stored_settings
@@ -72,6 +73,7 @@ def resume_search(store: Store, run: str, on_plan: Callable[[Plan], None], watch
 
 def _run(store: Store, run: str, work: Work, on_plan: Callable[[Plan], None], watch: Watch) -> Optimized:
     settings, started = work.settings, time.monotonic()
+    work.budget.used = used_by(store, run)
     proposer = ChatProposer(work.clients[1]) if len(work.clients) > 1 else None
     optimizer = create_optimizer(settings.optimizer, proposer, settings.seed, settings.settings)
     plan = make_plan(work)

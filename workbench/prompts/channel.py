@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -112,10 +112,7 @@ def added(a: T, b: T) -> T:
 def _share(budget: Budget) -> Budget:
     """A budget with the same bounds for another event loop, of which all is used that is used or set aside of this one."""
     wall = None if budget.wall is None else max(budget.seconds_left, 0.0)
-    share = Budget(budget.tokens, budget.cost, budget.calls, wall, budget.clock)
-    used, held = budget.used, budget.reserved
-    share.used = Amount(used.tokens + held.tokens, used.cost + held.cost, used.calls + held.calls)
-    return share
+    return replace(budget, wall=wall, used=added(budget.used, budget.reserved))
 
 
 def _in_own_loop(work: Coroutine[Any, Any, T]) -> T:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agents.chat import Amount, Budget, Price, Response
 from recsys_core.errors import DataError
@@ -124,7 +124,7 @@ def hold_back(budget: Budget, final: Estimate, seconds: float = 0.0) -> Budget:
     if budget.cost is not None and not final.priced:
         raise DataError(f"the cost budget is {budget.cost:g} and the price of the model is unknown; set a price, or bound tokens instead")
     kept = {"tokens": final.most.tokens, "cost": final.most.cost, "calls": final.most.calls, "wall": seconds}
-    left = {}
+    left: dict[str, Any] = {}
     for name, need in kept.items():
         bound = getattr(budget, name)
         if bound is not None and bound < need:
@@ -133,15 +133,13 @@ def hold_back(budget: Budget, final: Estimate, seconds: float = 0.0) -> Budget:
                 f"raise it above {_figure(need)}, the rest is for the search, or score fewer rows"
             )
         left[name] = None if bound is None else bound - need
-    return Budget(**left, clock=budget.clock)
+    return replace(budget, **left)
 
 
 def what_is_left(budget: Budget, search: Budget) -> Budget:
-    """The budget of the final scoring: the bounds of the whole less what a search under `hold_back` has used, seconds too."""
-    used = {"tokens": search.used.tokens, "cost": search.used.cost, "calls": search.used.calls}
-    used["wall"] = 0.0 if search.wall is None else search.wall - search.seconds_left
-    bounds = {name: getattr(budget, name) for name in used}
-    return Budget(**{n: None if bound is None else max(bound - used[n], 0) for n, bound in bounds.items()}, clock=budget.clock)
+    """The budget of the final scoring: the whole, of which all is used that a search under `hold_back` has used, seconds too."""
+    wall = None if budget.wall is None or search.wall is None else max(budget.wall - (search.wall - search.seconds_left), 0.0)
+    return replace(budget, wall=wall, used=search.used)
 
 
 def outlook(budget: Budget, final: Estimate, search: Estimate | None = None) -> str:
@@ -151,10 +149,12 @@ def outlook(budget: Budget, final: Estimate, search: Estimate | None = None) -> 
         bound = getattr(budget, name)
         if bound is None:
             continue
-        kept = getattr(final.most, name)
-        line = f"{name}: {_figure(bound)} budgeted, {_figure(kept)} kept for final scoring, {_figure(bound - kept)} for the search"
-        if search and getattr(search.most, name) > bound - kept:
-            line += ", which will probably end early" if getattr(search.likely, name) > bound - kept else ", which may end early"
+        kept, used = getattr(final.most, name), getattr(budget.used, name)
+        rest = max(bound - kept - used, 0)
+        line = f"{name}: {_figure(bound)} budgeted, " + (f"{_figure(used)} used, " if used else "")
+        line += f"{_figure(kept)} kept for final scoring, {_figure(rest)} for the search"
+        if search and getattr(search.most, name) > rest:
+            line += ", which will probably end early" if getattr(search.likely, name) > rest else ", which may end early"
         lines.append(line)
     return "; ".join(lines)
 
