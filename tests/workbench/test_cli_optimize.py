@@ -208,6 +208,12 @@ def test_simulated_pages_are_dev_rows_and_real_users_the_test(cli: Cli, log_file
     assert plan["rows"]["search"] + plan["rows"]["fresh"] <= 6
     assert plan["rows"]["test"] == 10
     assert "prior" in plan["baselines"]
+    for task in (("simulated:latest",), (f"rerank:{log_file}", "--candidates", "10")):
+        code, out, err = cli("optimize", *task, *arguments[:2], "--plan", "--json")
+        assert code == 0, err
+        plan = json.loads(out)
+        assert plan["rows"]["fresh"] >= 1
+        assert 10 <= plan["rows"]["test"] < 100
     code, _, err = cli("optimize", "simulated:nothing", *arguments)
     assert code == 2
     assert "nothing" in one_line_error(err)

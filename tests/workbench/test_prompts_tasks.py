@@ -31,7 +31,7 @@ from workbench.prompts.readers import (
 )
 from workbench.prompts.reranking import rerank_rows, rerank_task
 from workbench.prompts.sealed import MemoryJournal, SealedTest, shrinkage
-from workbench.prompts.tasks import Item, RankingTask, Row, by_score, divide, hash_rows, tied
+from workbench.prompts.tasks import Item, RankingTask, Row, by_score, divide, hash_rows, sizes, tied
 from workbench.store import Opening, Store
 
 SHARED = Path(os.environ.get("WORKBENCH_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -536,7 +536,9 @@ def test_a_reranking_task_has_no_user_in_two_parts(films: Dataset, split: Split)
     assert rerank_task(popular, films, split, n=15, train=10, dev=20, test=30).content_hash == made.content_hash
     larger = rerank_task(popular, films, split, n=15, train=10, dev=25, test=25)
     assert {row.id for row in larger.test.open("test", MemoryJournal())} < {row.id for row in sealed}
-    with pytest.raises(DataError, match="21 valid rows are asked for, 'films' has 20 such users left; ask for fewer"):
+    with pytest.raises(
+        DataError, match="21 dev rows are asked for, 'films' has 20 users left for them; 16 dev, 33 test and 4 train rows would fit"
+    ):
         rerank_task(popular, films, split, train=10, dev=21, test=30)
 
 
@@ -551,8 +553,24 @@ def test_users_whose_positives_were_all_missed_can_be_left_out_and_are_counted(f
     assert {row.id for row in made.dev} < reached
     share = float(made.source.split("10, ")[-1].split("%")[0]) / 100
     assert abs(share - len(reached) / len(everyone)) < 0.35
-    with pytest.raises(DataError, match="such users left; ask for fewer, or for more candidates"):
+    with pytest.raises(
+        DataError, match=r"35 test rows are asked for, 'films' has \d+ users with a positive among 10 candidates left for them; "
+    ):
         rerank_task(ease, films, split, n=10, train=5, dev=20, test=35, reached_only=True)
+
+
+def test_sizes_that_are_left_open_fit_what_there_is(films: Dataset, split: Split) -> None:
+    assert sizes(1000, (None, None, None), (400, 50, 200)) == [400, 50, 200]
+    assert sizes(130, (None, None, None), (400, 50, 200)) == [80, 10, 40]
+    assert sizes(130, (100, None, None), (400, 50, 200)) == [100, 6, 24]
+    assert sizes(130, (200, None, 0), (400, 50, 200)) == [200, 0, 0]
+    ease = create("ease").fit(split.train)
+    for reached_only in (False, True):
+        made = rerank_task(ease, films, split, n=10, reached_only=reached_only)
+        assert len(made.train) < len(made.dev) < len(made.test) < 400
+        given = rerank_task(ease, films, split, n=10, train=0, test=5, reached_only=reached_only)
+        assert (len(given.train), len(given.dev), len(given.test)) == (0, len(given.dev), 5)
+        assert len(given.dev) > 1
 
 
 def test_a_recommender_of_another_catalogue_is_refused(films: Dataset, split: Split) -> None:

@@ -29,7 +29,7 @@ TaskArgument = Annotated[str, typer.Argument(help=_ROWS)]
 LlmOption = Annotated[str, typer.Option("--llm", help="The model that ranks: `embedded`, `openai:MODEL`, or `vllm:MODEL@URL`.")]
 RecommenderOption = Annotated[str, typer.Option("--recommender", help="For rerank: whose lists are put in order.")]
 CandidatesOption = Annotated[int | None, typer.Option("--candidates", min=2, help="For rerank and mind: candidates a row.")]
-TestOption = Annotated[int | None, typer.Option("--test", min=1, help="Test rows; by default 400, of files of PO4ISR or RecPrompt all.")]
+TestOption = Annotated[int | None, typer.Option("--test", min=1, help="Test rows; by default at most 400, of RecPrompt 40, of PO4ISR all.")]
 MetricsOption = Annotated[str, typer.Option("--metrics", help="Reported beside it, comma-separated.")]
 
 

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from recsys_core.errors import DataError
-from workbench.prompts.tasks import Item, RankingTask, Row, divide, lot
+from workbench.prompts.tasks import DEV, TEST, TRAIN, Item, RankingTask, Row, divide, lot, sizes
 
 _RECPROMPT = ("news_id", "title", "category", "subvert", "abstract")
 _SESSION, _CANDIDATES = "Current session interactions: ", "\nCandidate set: "
 
 
-def mind_task(folder: Path, candidates: int | None = None, train: int = 50, dev: int = 200, test: int = 400, seed: int = 0) -> RankingTask:
-    """MIND: rows drawn from the impressions of a folder with `behaviors.tsv` and `news.tsv`, no user in two parts."""
+def mind_task(
+    folder: Path, candidates: int | None = None, train: int | None = None, dev: int | None = None, test: int | None = None, seed: int = 0
+) -> RankingTask:
+    """MIND: rows drawn from the impressions of a folder with `behaviors.tsv` and `news.tsv`, no user in two parts.
+
+    A part whose size is left open has 50, 200 or 400 rows (train, dev, test), fewer where the folder has few.
+    """
     rows = read_mind(folder / "behaviors.tsv", folder / "news.tsv", candidates, seed)
     offered = "all candidates" if candidates is None else f"up to {candidates} candidates, those not clicked drawn by chance"
-    return _drawn("mind", f"MIND, {folder.name}, {offered}", rows, (train, dev, test), seed)
+    return _drawn("mind", f"MIND, {folder.name}, {offered}", rows, (test, dev, train), (TEST, DEV, TRAIN), seed)
 
 
 def read_mind(behaviors: Path, news: Path, candidates: int | None = None, seed: int = 0) -> list[Row]:
@@ -63,9 +68,9 @@ def read_mind(behaviors: Path, news: Path, candidates: int | None = None, seed: 
     return rows
 
 
-def recprompt_task(path: Path, train: int = 20, dev: int = 40, test: int = 40, seed: int = 0) -> RankingTask:
-    """RecPrompt's sample of MIND, which has no splits of its own."""
-    return _drawn("mind-sample", f"RecPrompt, {path.name}", read_recprompt(path), (train, dev, test), seed)
+def recprompt_task(path: Path, train: int | None = None, dev: int | None = None, test: int | None = None, seed: int = 0) -> RankingTask:
+    """RecPrompt's sample of MIND, which has no splits of its own; sizes left open are 20, 40 and 40 (train, dev, test), or less."""
+    return _drawn("mind-sample", f"RecPrompt, {path.name}", read_recprompt(path), (test, dev, train), (40, 40, 20), seed)
 
 
 def read_recprompt(path: Path) -> list[Row]:
@@ -130,8 +135,8 @@ def read_po4isr(path: Path) -> list[Row]:
     return rows
 
 
-def _drawn(name: str, source: str, rows: list[Row], sizes: tuple[int, int, int], seed: int) -> RankingTask:
-    test, dev, train = divide(rows, sizes[::-1], seed)
+def _drawn(name: str, source: str, rows: list[Row], asked: Sequence[int | None], usual: Sequence[int], seed: int) -> RankingTask:
+    test, dev, train = divide(rows, sizes(len(rows), asked, usual), seed)
     return RankingTask(name, f"{source}; random split, seed {seed}", train, dev, test)
 
 

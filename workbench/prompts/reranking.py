@@ -10,7 +10,7 @@ from recsys_core.data import Dataset, Split
 from recsys_core.data.split import Holdout
 from recsys_core.errors import DataError
 from recsys_core.recommender import Recommender
-from workbench.prompts.tasks import Item, RankingTask, Row, lot
+from workbench.prompts.tasks import DEV, TEST, TRAIN, Item, RankingTask, Row, lot, sizes
 
 _USERS_AT_ONCE = 256
 
@@ -20,35 +20,49 @@ def rerank_task(
     dataset: Dataset,
     split: Split,
     n: int = 20,
-    train: int = 50,
-    dev: int = 200,
-    test: int = 400,
+    train: int | None = None,
+    dev: int | None = None,
+    test: int | None = None,
     seed: int = 0,
     reached_only: bool = False,
 ) -> RankingTask:
     """Re-ranking the n best items of a recommender that was fitted on `split.train`, for random held-out users, none of them in two parts.
 
-    Test rows are users of `split.test`, dev and train rows others of `split.valid`. Titles and tags are those of `dataset`.
+    Test rows are users of `split.test`, dev and train rows others of `split.valid`. Titles and tags are those of `dataset`. A part whose
+    size is left open has 400, 50 or 200 rows (test, train, dev), fewer where this share of all users does not give as many.
 
     reached_only: draw users until enough have a positive among the n. What was missed is 0 in any order, so rows without one cost calls and
     tell nothing; metrics of all users are those of the rows times the share of users reached, which `source` gives for dev.
-    Raises DataError where there are too few users.
+    Raises DataError, with sizes that fit, where there are too few users for those asked for.
     """
+    usual = (TEST, TRAIN, DEV)
     parts: list[list[Row]] = []
     taken: set[int] = set()
     share = 1.0
-    for size, holdout, part in ((test, split.test, "test"), (train, split.valid, "valid"), (dev, split.valid, "valid")):
+    for asked_for, some, holdout, name in (
+        (test, TEST, split.test, "test"),
+        (train, TRAIN, split.valid, "train"),
+        (dev, DEV, split.valid, "dev"),
+    ):
+        size = some if asked_for is None else asked_for
         free = [place for place, user in enumerate(holdout.users.tolist()) if user not in taken]
         free.sort(key=lambda place: lot(seed, dataset.users.ids[int(holdout.users[place])]))
+        if asked_for is None:
+            free = free[: len(holdout) * some // sum(usual)]
         kept: list[Row] = []
         asked = 0
         while len(kept) < size and asked < len(free):
             places = free[asked : asked + size]
             asked += len(places)
-            kept += [row for row in rerank_rows(recommender, dataset, holdout, places, n, part) if row.positives or not reached_only]
-        if len(kept) < size:
-            fix = "ask for fewer, or for more candidates" if reached_only else "ask for fewer"
-            raise DataError(f"{size} {part} rows are asked for, {dataset.name!r} has {len(kept)} such users left; {fix}")
+            found = rerank_rows(recommender, dataset, holdout, places, n, "test" if name == "test" else "valid")
+            kept += [row for row in found if row.positives or not reached_only]
+        if asked_for is not None and len(kept) < size:
+            which = f"users with a positive among {n} candidates" if reached_only else "users"
+            fit = sizes(int(0.9 * len(holdout) * len(kept) / max(asked, 1)), (None,) * 3, usual)
+            raise DataError(
+                f"{size} {name} rows are asked for, {dataset.name!r} has {len(kept)} {which} left for them; "
+                f"{fit[2]} dev, {fit[0]} test and {fit[1]} train rows would fit"
+            )
         share = len(kept) / max(asked, 1)
         # Those asked in vain are used up too: left to the next part, they would make its share too small.
         taken.update(holdout.users[free[:asked]].tolist())

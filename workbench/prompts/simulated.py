@@ -10,7 +10,7 @@ from recsys_core.errors import DataError
 from recsys_core.recommender import Recommender
 from simulators.events import PageRecord
 from workbench.prompts.reranking import rerank_rows
-from workbench.prompts.tasks import SIMULATED, Item, RankingTask, Row, divide, lot
+from workbench.prompts.tasks import DEV, SIMULATED, TEST, TRAIN, Item, RankingTask, Row, divide, lot, sizes
 from workbench.store import Store
 
 
@@ -58,24 +58,28 @@ def simulated_task(
     recommender: Recommender,
     split: Split,
     n: int = 0,
-    train: int = 50,
-    dev: int = 200,
-    test: int = 400,
+    train: int | None = None,
+    dev: int | None = None,
+    test: int | None = None,
     seed: int = 0,
 ) -> RankingTask:
     """A task whose train and dev rows are simulated and whose test rows are real: held-out users whom nobody simulated.
 
     recommender: fitted on `split.train`, offers the test rows their candidates; n: how many, by default as many as a page of the run has.
-    Rows of one agent stay in one part. Raises DataError where there are too few rows or users, and as `simulated_rows` does.
+    Rows of one agent stay in one part. A part whose size is left open has 50, 200 or 400 rows (train, dev, test), or what there is.
+    Raises DataError where there are too few rows or users, and as `simulated_rows` does.
     """
     run = store.resolve(run, "simulate")
     rows = simulated_rows(store, run, split)
-    dev_rows, train_rows = divide(rows, (dev, train), seed)
+    if not rows:
+        raise DataError(f"run {run} has no page of which something, but not everything, was taken; simulate more agents or longer pages")
+    dev_rows, train_rows = divide(rows, sizes(len(rows), (dev, train), (DEV, TRAIN)), seed)
     agents = {agent.external for agent in store.agents(run)}
     names = [split.train.users.ids[int(user)] for user in split.test.users]
     free = sorted((place for place, name in enumerate(names) if name not in agents), key=lambda place: lot(seed, names[place]))
-    if len(free) < test:
+    if len(free) < (test or 0):
         raise DataError(f"{test} test rows are asked for, {len(free)} held-out users were not simulated; ask for fewer")
+    (test,) = sizes(len(free), (test,), (TEST,))
     n = n or max((len(row.candidates) for row in rows), default=1)
     test_rows = rerank_rows(recommender, split.train, split.test, free[:test], n, "test")
     source = f"train and dev: pages of {_trust(store, run)}; test: {split.train.name}, {split.name}, real users whom nobody simulated, "

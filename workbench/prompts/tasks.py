@@ -15,6 +15,8 @@ Ranking = tuple[tuple[str, ...], ...]
 """Candidate ids in groups, best group first; those of one group are tied. Every candidate of a row stands in exactly one group."""
 SIMULATED = "simulated/"
 """How the ids of rows begin that no person decided."""
+TEST, DEV, TRAIN = 400, 200, 50
+"""Usual sizes of parts that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,13 @@ def divide(rows: Sequence[Row], sizes: Sequence[int], seed: int) -> list[list[Ro
         room = (part for part, size in zip(parts, sizes, strict=True) if len(part) + len(owners[name]) <= size)
         next(room, []).extend(owners[name])
     return parts
+
+
+def sizes(rows: int, asked: Sequence[int | None], usual: Sequence[int]) -> list[int]:
+    """Rows of each part of a source with so many: as asked for; one left open gets the usual size, or its part of what there is."""
+    left = max(rows - sum(size or 0 for size in asked), 0)
+    wanted = sum(some for size, some in zip(asked, usual, strict=True) if size is None)
+    return [some * min(left, wanted) // wanted if size is None else size for size, some in zip(asked, usual, strict=True)]
 
 
 def lot(seed: int, name: str) -> str:
