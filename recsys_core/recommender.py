@@ -67,6 +67,8 @@ class Recommender(ABC):
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     learns_preferences: ClassVar[bool] = False
     """Whether `FitOptions.preferences` are of use to the model."""
+    keeps_checkpoints: ClassVar[bool] = False
+    """Whether `FitOptions.folder` is of use to the model."""
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         self.config = config or self.Config()

@@ -23,6 +23,7 @@ from recsys_core.training.trainer import Trainer
 class NetworkRecommender(Recommender):
     """Base of recommenders whose weights are one module. A subclass sets `Config` and gives `_network`, `_learner` and `_score`."""
 
+    keeps_checkpoints = True
     config: TrainingConfig
     network: nn.Module
 

@@ -104,6 +104,9 @@ def test_a_training_with_checkpoints_is_taken_up_and_another_refused(cli: Cli, l
     assert code == 2
     assert "epochs 2, here 3" in one_line_error(err)
     assert not (tmp_path / "third").exists()
+    code, _, err = cli("train", "bpr", "--data", str(log_file), "--out", str(tmp_path / "bpr"), "--checkpoints", str(tmp_path / "other"))
+    assert code == 2
+    assert "bpr keeps no checkpoints; leave --checkpoints out, or take one of bert4rec" in one_line_error(err)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,9 @@ def train(
     """
     from recsys_core.training.distributed import is_main_process  # torch: not at every start of the command line
 
+    if checkpoints is not None and not model_class(model).keeps_checkpoints:
+        able = ", ".join(name for name in known_models() if model_class(name).keeps_checkpoints)
+        raise DataError(f"{model} keeps no checkpoints; leave --checkpoints out, or take one of {able}")
     _, split = load_split(DataSettings(name=data))
     there = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):  # known now, not when it is trained
