@@ -21,6 +21,10 @@ class DataError(WorkbenchError):
     """Input data breaks a rule; the message names file, line and value."""
 
 
+class AlreadyStoredError(DataError):
+    """What a run stores once is there; where the writer had looked, another process does the same run."""
+
+
 class UnknownNameError(WorkbenchError):
     """A name is not in a registry; the message lists the nearest and all known names."""
 

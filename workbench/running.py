@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from recsys_core.errors import RunStoppedError, WorkbenchError
+from recsys_core.errors import AlreadyStoredError, RunStoppedError, WorkbenchError
 from workbench.store import Status, Store, usual_store
 
 
@@ -18,6 +18,12 @@ def ended(store: Store, run: str) -> Iterator[None]:
     except KeyboardInterrupt:
         _record(store, run, "stopped", "interrupted")
         raise
+    except AlreadyStoredError as error:
+        # How the run ends is for the other process to say.
+        raise AlreadyStoredError(
+            f"another process works on run {run}, too, or has just finished it, so this one ends ({error}); "
+            f"nothing is lost, see how it stands with: workbench runs {run}"
+        ) from error
     except WorkbenchError as error:
         _record(store, run, "stopped" if isinstance(error, RunStoppedError) else "failed", str(error))
         raise
@@ -36,6 +42,8 @@ def marked(store: Store, run: str, resume: str) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         raise RunStoppedError(f"run {run} interrupted; all that was finished is stored, go on with: {again}") from None
+    except AlreadyStoredError:
+        raise
     except WorkbenchError as error:
         hint = "" if "--resume" in str(error) else f" (run {run} keeps what it has; go on with: {again})"
         raise type(error)(f"{error}{hint}") from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,6 +203,30 @@ def test_interrupted_and_killed_runs_resume_without_asking_twice(log_file: Path,
             assert opened.log_hash(run) == expected
         # Questions in flight when the process died may be asked again; one whose answer arrived may not.
         assert whole <= len(slow.requests) <= whole + 2 * 12
+
+
+def test_of_two_processes_that_resume_one_run_one_finishes_and_the_other_says_so(log_file: Path, tmp_path: Path) -> None:
+    both, turn = threading.Barrier(24), itertools.count()
+
+    def together(body: dict[str, Any]) -> Step:
+        """The first page's answers come when both processes have asked for all of them."""
+        if next(turn) < 24:
+            both.wait(60)
+        return sensible(body)
+
+    with FaultServer(together) as server:
+        store = tmp_path / "store.sqlite"
+        start = ["simulate", "--store", str(store), *spec(server), "--data", str(log_file), *AGENTS, "--max-tokens", "1"]
+        assert Child(tmp_path, command_line, *start).end()[0] == 4
+        resume = ["simulate", "--store", str(store), "--resume", "latest", *spec(server), "--max-tokens", "100000"]
+        twins = [Child(tmp_path, command_line, *resume) for _ in range(2)]
+        ends = sorted(twin.end() for twin in twins)
+    assert [code for code, _, _ in ends] == [0, 2]
+    with Store.open(store) as opened:
+        (run,) = opened.runs()
+        assert run.status == "finished"
+        assert f"another process works on run {run.id}, too, or has just finished it" in one_line_error(ends[1][2])
+        assert [event.status for event in opened.status(run.id)] == ["started", "stopped", "resumed", "resumed", "finished"]
 
 
 def command(store: Path, server: FaultServer, log_file: Path) -> list[str]:

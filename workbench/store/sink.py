@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from agents.chat.types import CallRecord
 from agents.types import Persona
-from recsys_core.errors import DataError
+from recsys_core.errors import AlreadyStoredError, DataError
 from simulators.events import Action, Exposure, PageRecord
 from workbench.store.database import Database
 from workbench.store.models import ActionRow, Agent, ExposureRow, LlmCall, Page
@@ -58,7 +58,7 @@ class RunSink:
                 if actions:
                     connection.execute(insert(ActionRow), actions)
         except IntegrityError as error:
-            raise DataError(self._refusal(records)) from error
+            raise self._refusal(records) from error
 
     def finished_pages(self, user: int) -> list[PageRecord]:
         """What is already stored of an agent, in page order."""
@@ -77,7 +77,7 @@ class RunSink:
             "feeling": record.feeling, "exit": record.exit, "fallback": record.fallback, "calls": record.calls, "at": time.time(),
         }  # fmt: skip
 
-    def _refusal(self, records: list[PageRecord]) -> str:
+    def _refusal(self, records: list[PageRecord]) -> DataError:
         """Why the database refused a batch: a page twice, or an agent that it does not know."""
         keys = [(int(record.user), int(record.page)) for record in records]
         with self._database.read() as connection:
@@ -86,11 +86,12 @@ class RunSink:
             known = set(connection.execute(select(Agent.user_id).where(Agent.run_id == self.run_id)).scalars())
         for user, number in keys:
             if user not in known:
-                return f"user {user} is not an agent of run {self.run_id}; register it with agents() before its pages"
+                return DataError(f"user {user} is not an agent of run {self.run_id}; register it with agents() before its pages")
             if (user, number) in seen:
-                return f"page {number} of user {user} is already stored in run {self.run_id}; continue behind finished_pages({user})"
+                stored_already = f"page {number} of user {user} is already stored in run {self.run_id}"
+                return AlreadyStoredError(f"{stored_already}; continue behind finished_pages({user})")
             seen.add((user, number))
-        return f"run {self.run_id} is not in store {self._database.where}; start it with start_run()"
+        return DataError(f"run {self.run_id} is not in store {self._database.where}; start it with start_run()")
 
 
 def _exposure(page_id: int, e: Exposure) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
-from recsys_core.errors import DataError, UnknownNameError
+from recsys_core.errors import AlreadyStoredError, DataError, UnknownNameError
 from workbench.store.cache import StoreCache
 from workbench.store.code_version import code_version
 from workbench.store.database import Database
@@ -182,4 +182,4 @@ class Store(StoreReader):
                 connection.execute(insert(table), [{"run_id": run_id, **row} for row in rows])
         except IntegrityError as error:
             shown = ", ".join(sorted({f"{row['metric']} of {row['model']}" for row in rows})[:4])
-            raise DataError(f"run {run_id} already has one of these results ({shown}, ...); results are added once") from error
+            raise AlreadyStoredError(f"run {run_id} already has one of these results ({shown}, ...); results are added once") from error
