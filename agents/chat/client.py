@@ -21,6 +21,8 @@ from recsys_core.errors import UnavailableError
 T = TypeVar("T")
 _BREAKER = 8
 """Questions that may fail one after another before the endpoint counts as down."""
+_MOST_TOKENS = 2**31 - 1
+"""Of one answer, in or out; what the store can hold."""
 _REASK_TEMPERATURE = 0.7
 """Least temperature of a repeated question; a greedy model would repeat its unusable answer."""
 
@@ -215,10 +217,8 @@ class ChatClient:
         message = await self.endpoint.model.ainvoke(convert_to_messages(turns), **self.endpoint.arguments(request))
         usage: Any = getattr(message, "usage_metadata", None) or {}
         text = str(message.text)
-        # Without a usage report the bounds stand in for it, so a silent endpoint cannot pass the budget.
-        return Response(
-            text, usage.get("input_tokens", _prompt_bound(request)), usage.get("output_tokens", min(request.max_tokens, len(text.encode())))
-        )
+        written = min(request.max_tokens, len(text.encode()))
+        return Response(text, _counted(usage.get("input_tokens"), _prompt_bound(request)), _counted(usage.get("output_tokens"), written))
 
     async def _score(self, request: ScoreRequest) -> Response:
         from agents.chat.embedded import EmbeddedChatModel
@@ -263,6 +263,11 @@ class _Attempt(Exception):  # noqa: N818 - never leaves this module
     def __init__(self, failure: failures.Failure) -> None:
         super().__init__(failure.cause)
         self.failure = failure
+
+
+def _counted(reported: Any, bound: int) -> int:
+    """Tokens as the endpoint reports them; the bound where it reports none or what cannot be, so that it cannot pass the budget."""
+    return reported if isinstance(reported, int) and 0 < reported <= _MOST_TOKENS else bound
 
 
 def _prompt_bound(request: Request) -> int:

@@ -326,6 +326,21 @@ async def test_a_question_that_is_cancelled_is_recorded_as_if_it_had_been_answer
     assert record.error == "stopped while it was asked"
 
 
+@pytest.mark.parametrize(
+    "usage",
+    [None, {}, {"total_tokens": 120}, {"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": -9000, "completion_tokens": -1},
+     {"prompt_tokens": 10**30, "completion_tokens": 10**30}, {"prompt_tokens": "many", "completion_tokens": 2.5, "total_tokens": "all"}],
+)  # fmt: skip
+async def test_a_count_of_tokens_that_cannot_be_counts_as_the_bound(usage: object) -> None:
+    answer = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "well"}}], "usage": usage}
+    with FaultServer([raw(json.dumps(answer).encode())]) as server:
+        c = client(server, cache=MemoryCache())
+        response = await c.ask(question(max_tokens=3))
+    assert (response.text, response.completion_tokens) == ("well", 3)
+    assert response.prompt_tokens > len("be briefhello")
+    assert c.budget.used.tokens == response.prompt_tokens + 3
+
+
 async def test_a_remote_model_does_not_score() -> None:
     with FaultServer([say("x")]) as server:
         c = client(server)
