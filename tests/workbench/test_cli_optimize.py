@@ -251,6 +251,9 @@ def test_the_budget_of_a_search_is_of_all_its_sittings(filmed: Path, tmp_path: P
     with Store.open(store) as opened:
         assert sum(trial.n for trial in opened.trials("latest") if trial.part in ("train", "search")) <= 40
         used = used_by(opened, "latest").calls
+        # Asked for again at each sitting, most of them by the store alone.
+        totals = opened.call_totals("latest")
+        assert totals.questions <= len(slow.requests) < totals.calls
     # Up to two questions a stop were counted and had not arrived.
     assert len(slow.requests) <= used <= len(slow.requests) + 3 * 2
     assert done["test"]["rows"] == 30

@@ -216,7 +216,7 @@ def odd_log(store: Store) -> str:
     assert set(interactions.page.tolist()) == {0}
     assert {a.policy for a in store.agents(run)} == {"p"}
     sink.calls([CallRecord("k", "m", "ChatRequest", cached, 10, 2, 1, 0.5, 0.01, odd) for cached in (True, False)])
-    assert store.call_totals(run) == CallTotals(2, 1, 2, 10, 2, 1, 0.5, 0.01)
+    assert store.call_totals(run) == CallTotals(2, 1, 2, 10, 2, 1, 0.5, 0.01, 1)
     cache = store.response_cache()
     for answer in (odd, "second"):
         cache.put("k", "m", ChatRequest((Message("user", odd),)), Response(answer, 1, 1))

@@ -239,7 +239,7 @@ def test_summaries_totals_results_and_prompts_read_back(store: Store) -> None:
     assert (summary.config, summary.dataset, summary.dataset_hash) == ({"n": 3}, "tiny", dataset().content_hash)
     assert (summary.agents, summary.pages, summary.code_version) == (2, 1, code_version())
     assert [e.status for e in store.status(run)] == ["started", "stopped"]
-    assert store.call_totals(run) == CallTotals(3, 1, 1, 15, 2, 4, 2.0, 0.01)
+    assert store.call_totals(run) == CallTotals(3, 1, 1, 15, 2, 4, 2.0, 0.01, 2)
     (result,) = store.evaluations(run)
     np.testing.assert_array_equal(result.per_user, evaluation().per_user)
     assert (result.mean, result.low, result.high, result.users_hash) == (0.3, 0.1, 0.5, evaluation().users_hash)

@@ -18,7 +18,8 @@ from workbench.store import Evaluation, Store
 class Compared:
     """A search's favourite. value, low, high: of the metric, 95% interval; adjusted: p-value after Holm.
 
-    questions: all that the search asked, those that the store answered among them, so that a search does not look cheap for coming second.
+    questions: all that the search asked, those that the store answered among them, so that a search does not look cheap for coming second,
+    each once, so that it does not look dear for having been resumed.
 
     difference: the favourite minus the template that the first search began with, paired by row; a search that found nothing keeps its
     start.
@@ -55,7 +56,7 @@ def compare_searches(store: Store, runs: Sequence[str], metric: str = "MRR", par
     adjusted = holm([difference.p_value for difference in differences])
     return [
         Compared(
-            name, stored_settings(store.run(name).config)[0].optimizer, store.call_totals(name).calls, favourite.model,
+            name, stored_settings(store.run(name).config)[0].optimizer, store.call_totals(name).questions, favourite.model,
             favourite.mean, favourite.low, favourite.high, difference, p,
         )
         for (name, _, favourite), difference, p in zip(found, differences, adjusted, strict=True)

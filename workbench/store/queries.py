@@ -203,7 +203,7 @@ class StoreReader:
             func.count(), func.coalesce(func.sum(case((LlmCall.cached, 1), else_=0)), 0),
             func.coalesce(func.sum(case((LlmCall.error != "", 1), else_=0)), 0),
             dispatched(LlmCall.prompt_tokens), dispatched(LlmCall.completion_tokens), dispatched(LlmCall.retries),
-            dispatched(LlmCall.seconds), dispatched(LlmCall.cost),
+            dispatched(LlmCall.seconds), dispatched(LlmCall.cost), func.count(LlmCall.key.distinct()),
         ).where(LlmCall.run_id == self.resolve(run))  # fmt: skip
         return CallTotals(*self._rows(query)[0])
 

@@ -106,7 +106,10 @@ class PageTotals:
 
 @dataclass(frozen=True)
 class CallTotals:
-    """Model calls of a run. Tokens, retries, seconds and cost are those of dispatched calls; an answer from the cache costs none."""
+    """Model calls of a run. Tokens, retries, seconds and cost are those of dispatched calls; an answer from the cache costs none.
+
+    questions: different ones, however often they were asked, as a resumed run does with all of its beginning.
+    """
 
     calls: int
     cached: int
@@ -116,6 +119,7 @@ class CallTotals:
     retries: int
     seconds: float
     cost: float
+    questions: int
 
 
 @dataclass(frozen=True)
