@@ -38,7 +38,8 @@ def from_toml(text: str) -> Template:
         raise DataError(f"sections of the template is {sections!r}, not a table; write [sections] and below it a line a section")
     for part, known in ((body, _SETTINGS), (sections, SECTIONS)):
         if unknown := sorted(set(part) - set(known)):
-            raise DataError(f"the template has an unknown entry {unknown[0]!r}; known are {', '.join(known)}")
+            where = "; it is a section, write it below a line [sections]" if unknown[0] in SECTIONS else ""
+            raise DataError(f"the template has an unknown entry {unknown[0]!r}{where}; known are {', '.join(known)}")
     if missing := [name for name in ("name", "kind") if name not in body]:
         raise DataError(f"the template has no {missing[0]}; a template needs a name and a kind, such as kind = 'listwise'")
     for name, value in (body | sections).items():
