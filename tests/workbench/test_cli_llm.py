@@ -174,6 +174,14 @@ def test_what_a_failing_endpoint_may_have_billed_counts_when_the_run_is_resumed(
         assert len(server.requests) == asked
 
 
+def test_a_resumed_run_asks_as_it_began(cli: Cli, log_file: Path, server: FaultServer) -> None:
+    how = ("--concurrency", "2", "--timeout", "0.5", "--retries", "0")
+    assert cli("simulate", *spec(server), "--data", str(log_file), *AGENTS, *how, "--max-tokens", "1")[0] == 4
+    with FaultServer(lambda body: delayed(sensible(body), 0.1)) as slow:
+        assert cli("simulate", "--resume", "latest", *spec(slow), "--max-tokens", "100000")[0] == 0
+    assert slow.most_open == 2
+
+
 def test_interrupted_and_killed_runs_resume_without_asking_twice(log_file: Path, tmp_path: Path) -> None:
     """A real SIGINT, then a kill -9, then resume: the log equals that of a run nobody touched, and no page is paid twice."""
     with FaultServer(sensible) as fast:

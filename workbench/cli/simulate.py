@@ -28,9 +28,9 @@ def simulate(
     page_size: Annotated[int, typer.Option("--page-size", min=1, help="Items on a page.")] = 10,
     data: ui.DataOption = "ml-100k",
     seed: ui.SeedOption = 0,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Model questions in flight.")] = 32,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one model question.")] = 120.0,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="Further attempts of a model question.")] = 3,
+    concurrency: Annotated[int | None, typer.Option("--concurrency", min=1, help="Model questions in flight.", show_default="32")] = None,
+    timeout: Annotated[float | None, typer.Option("--timeout", min=0.1, help="Seconds for one model question.", show_default="120")] = None,
+    retries: Annotated[int | None, typer.Option("--retries", min=0, help="Further attempts of a model question.", show_default="3")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Token budget of the run, never exceeded.")] = None,
     max_cost: Annotated[float | None, typer.Option("--max-cost", min=0.0001, help="Budget in US dollars, never exceeded.")] = None,
     fidelity_users: Annotated[int | None, typer.Option("--fidelity-users", min=0, help="Users for the fidelity test; 0 skips it.")] = None,
@@ -66,7 +66,7 @@ def simulate(
                 page_size=page_size,
                 recommender=ModelSettings(name=recommender, config=parse_settings(settings_of)),
                 fidelity_users=fidelity_users,
-                llm=LLMSettings(spec=llm or "embedded", **bounds),
+                llm=LLMSettings(spec=llm or "embedded", **ui.given(bounds)),
             )
             experiment = Experiment(name="simulate", seed=seed, data=DataSettings(name=data), simulations=(settings,))
             have_assets(experiment)

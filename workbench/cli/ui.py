@@ -145,7 +145,12 @@ def interval(value: float, low: float, high: float, signed: bool = False) -> str
 
 def taken_up(began: LLMSettings, spec: str | None, bounds: dict[str, Any]) -> LLMSettings:
     """The model of a resumed run: as it began, but for another spec and bounds that are given, which are of the whole run."""
-    return began.model_copy(update={"spec": spec or began.spec} | {name: value for name, value in bounds.items() if value is not None})
+    return began.model_copy(update={"spec": spec or began.spec} | given(bounds))
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that somebody gave."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def times(count: int) -> str:
