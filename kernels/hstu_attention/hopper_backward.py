@@ -15,7 +15,7 @@ from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
 from kernels.hstu_attention.hopper_bias import BUCKETS, MARGIN, position_bias, reserve
-from kernels.hstu_attention.hopper_jobs import answer, ask, blocks_of, find, seek
+from kernels.hstu_attention.hopper_jobs import answer, ask, begin, find, seek
 from kernels.hstu_attention.hopper_notes import do, hear, notes_for, scalar, tell, write
 from kernels.hstu_attention.hopper_tables import REGISTERS, RESERVED, RESERVED_TIMED, add_table_gradients, add_time_bias, put_biases
 from kernels.hstu_attention.hopper_tile import blank, keep, narrow, tanh, whole_lines
@@ -44,10 +44,7 @@ def _load(descs, places, notes, times, work, STAGES: gl.constexpr):
     offsets, counter, sequences, blocks, heads, q_head, k_head, v_head, g_head = work
     taken = 0
     count = 0
-    number = gl.program_id(0)
-    first, before = gl.to_tensor(0), gl.to_tensor(0)
-    mine, up_to = blocks_of(offsets, first, sequences, blocks, heads)
-    first, before, mine, up_to = seek(number, first, before, mine, up_to, offsets, sequences, blocks, heads)
+    number, first, before, mine, up_to = begin(offsets, sequences, blocks, heads)
     while first < sequences:
         sequence, head, long = find(number - before, mine, up_to, heads, TOGETHER)
         sequence += first

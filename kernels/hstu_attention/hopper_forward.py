@@ -23,7 +23,7 @@ from kernels.hstu_attention.hopper_bias import (
     spread,
     start_table,
 )
-from kernels.hstu_attention.hopper_jobs import answer, ask, blocks_of, find, seek
+from kernels.hstu_attention.hopper_jobs import answer, ask, begin, find, seek
 from kernels.hstu_attention.hopper_notes import hear, notes_for, tell
 from kernels.hstu_attention.hopper_tile import blank, keep, narrow, tanh, whole_lines
 
@@ -56,10 +56,7 @@ def _load(descs, places, notes, work, by_pair, STAGES: gl.constexpr):
     offsets, counter, sequences, blocks, heads, q_head, k_head, v_head = work
     taken = 0
     count = 0
-    number = gl.program_id(0)
-    first, before = gl.to_tensor(0), gl.to_tensor(0)
-    mine, up_to = blocks_of(offsets, first, sequences, blocks, heads)
-    first, before, mine, up_to = seek(number, first, before, mine, up_to, offsets, sequences, blocks, heads)
+    number, first, before, mine, up_to = begin(offsets, sequences, blocks, heads)
     while first < sequences:
         sequence, head, m = find(number - before, mine, up_to, heads, TOGETHER)
         sequence += first

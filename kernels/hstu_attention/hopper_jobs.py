@@ -21,7 +21,7 @@ def _sum(a, b):
 
 
 @gluon.jit
-def blocks_of(offsets, first, sequences, blocks, heads):
+def _blocks_of(offsets, first, sequences, blocks, heads):
     """Of 128 sequences from `first` on: how many blocks each has, and how many jobs it and those before it."""
     lanes: gl.constexpr = gl.BlockedLayout([_SEQUENCES // 32], [32], [1], [0])
     sequence = first + gl.arange(0, _SEQUENCES, layout=lanes)
@@ -38,8 +38,18 @@ def seek(number, first, before, mine, up_to, offsets, sequences, blocks, heads):
     while (number >= before + gl.max(up_to, 0)) & (first < sequences):
         first += _SEQUENCES
         before += gl.max(up_to, 0)
-        mine, up_to = blocks_of(offsets, first, sequences, blocks, heads)
+        mine, up_to = _blocks_of(offsets, first, sequences, blocks, heads)
     return first, before, mine, up_to
+
+
+@gluon.jit
+def begin(offsets, sequences, blocks, heads):
+    """The number of a program's first job, and what `seek` goes on from."""
+    number = gl.program_id(0)
+    first, before = gl.to_tensor(0), gl.to_tensor(0)
+    mine, up_to = _blocks_of(offsets, first, sequences, blocks, heads)
+    first, before, mine, up_to = seek(number, first, before, mine, up_to, offsets, sequences, blocks, heads)
+    return number, first, before, mine, up_to
 
 
 @gluon.jit
