@@ -30,6 +30,10 @@ USUAL_NAMES = {
 SEQUENCES = ".txt"
 """Ending of files of sequences, see `read_sequences`."""
 
+LAST_SECOND = 253_402_300_799
+"""Of the year 9999. Timestamps of this century in milliseconds lie behind it."""
+
+_SECONDS = f"whole seconds since 1970, 0 to {LAST_SECOND} (the year 9999; milliseconds are divided by 1000)"
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
@@ -70,8 +74,8 @@ class Log:
 def read_log(file: TableFile, columns: Columns) -> Log:
     """Reads an interaction log; a rating column is optional.
 
-    Ids are non-empty text, timestamps whole seconds from 0, ratings finite. Anything else is a DataError that names file, line (row, in
-    Parquet), column, value and what is expected, for the first line that breaks a rule; nothing partial is returned.
+    Ids are non-empty text, timestamps whole seconds from 0 to LAST_SECOND, ratings finite. Anything else is a DataError that names file,
+    line (row, in Parquet), column, value and what is expected, for the first line that breaks a rule; nothing partial is returned.
     """
     where = {part: file.find(getattr(columns, part), USUAL_NAMES[part]) for part in ("user", "item", "timestamp", "rating")}
     for part in ("user", "item", "timestamp"):
@@ -95,8 +99,7 @@ def read_log(file: TableFile, columns: Columns) -> Log:
     broken = {
         "user": (user < 0, "a non-empty id"),
         "item": (item < 0, "a non-empty id"),
-        # Past 2**53 neighbouring whole numbers can no longer be told apart in float64.
-        "timestamp": (~((seconds >= 0) & (seconds < 2**53) & (seconds == np.floor(seconds))), "whole seconds since 1970, 0 or more"),
+        "timestamp": (~((seconds >= 0) & (seconds <= LAST_SECOND) & (seconds == np.floor(seconds))), _SECONDS),
     } | ({} if rating is None else {"rating": (~np.isfinite(rating), "a finite number")})  # fmt: skip
     first = [(int(mask.argmax()), names[part], expected) for part, (mask, expected) in broken.items() if mask.any()]
     if first:
