@@ -94,7 +94,7 @@ def show_run(store: Store, run: RunSummary) -> None:
     if comparisons := store.comparisons(run.id):
         show_comparisons(comparisons)
     if evaluations := store.evaluations(run.id):
-        show_metrics(evaluations, fidelity_rows(store, run.id))
+        show_metrics(evaluations, fidelity_rows(evaluations))
     agents = store.agents(run.id)
     if agents:
         show_agent(store, run, agents)

@@ -11,6 +11,7 @@ import numpy as np
 from recsys_core import Comparison, Evaluation
 from workbench.loop import Trained
 from workbench.simulate import Outcome
+from workbench.store import Evaluation as StoredEvaluation
 from workbench.store import RunSummary, Store
 
 FIDELITY_NOTE = (
@@ -68,11 +69,11 @@ def comparison_rows(comparisons: Sequence[tuple[str, str, Comparison]]) -> list[
     ]
 
 
-def fidelity_rows(store: Store, run: str) -> list[dict[str, Any]]:
-    """One row a judge and test, as stored with a simulation run; empty where fidelity was not measured."""
+def fidelity_rows(stored: Sequence[StoredEvaluation]) -> list[dict[str, Any]]:
+    """One row a judge and test of what is stored with a simulation run; empty where fidelity was not measured."""
     return [
         {"judge": e.model, "test": e.arm, "metric": e.metric, "value": e.mean, "low": e.low, "high": e.high, "n": len(e.per_user)}
-        for e in store.evaluations(run)
+        for e in stored
         if e.part == "fidelity"
     ]
 

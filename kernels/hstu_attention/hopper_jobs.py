@@ -11,7 +11,7 @@ One warp finds a job by its number. It knows the blocks of 128 sequences at a ti
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-BLOCK = gl.constexpr(128)
+_BLOCK = gl.constexpr(128)
 _SEQUENCES = gl.constexpr(128)
 
 
@@ -27,7 +27,7 @@ def _blocks_of(offsets, first, sequences, blocks, heads):
     sequence = first + gl.arange(0, _SEQUENCES, layout=lanes)
     row = gl.load(offsets + gl.minimum(sequence, sequences))
     end = gl.load(offsets + gl.minimum(sequence + 1, sequences))
-    mine = gl.minimum(((end - row).to(gl.int32) + BLOCK - 1) // BLOCK, blocks)
+    mine = gl.minimum(((end - row).to(gl.int32) + _BLOCK - 1) // _BLOCK, blocks)
     return mine, gl.associative_scan(mine * heads, 0, _sum)
 
 
@@ -54,7 +54,7 @@ def begin(offsets, sequences, blocks, heads):
 
 @gluon.jit
 def find(number, mine, up_to, heads, TOGETHER: gl.constexpr):
-    """Of job `number` of 128 sequences: which of them, which head, and how many blocks long it is; TOGETHER: about how many jobs go so."""
+    """Of job `number` of 128 sequences: which of them, which head, and how many blocks long it is; TOGETHER: jobs of a group, about."""
     together = (up_to - 1) // TOGETHER
     group = (gl.min(gl.where(up_to > number, up_to, 1 << 30), 0) - 1) // TOGETHER
     number -= gl.max(gl.where(together < group, up_to, 0), 0)

@@ -122,7 +122,7 @@ def _quantiles(values: NDArray) -> dict[str, float]:
 
 
 def _iso(seconds: int) -> str:
-    # A log in milliseconds still gets described; only its years are beyond what a calendar holds.
+    # Files in milliseconds are refused, but a log made in memory may have years beyond what a calendar holds.
     try:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):

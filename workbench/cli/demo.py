@@ -67,7 +67,9 @@ def as_json(store: Store, report: Report) -> dict[str, Any]:
         "baselines": score_rows(report.baselines, metrics),
         "simulations": [simulation_row(o, s.policy, s.recommender.name) for o, s in zip(report.simulations, settings, strict=True)],
         "fidelity": [
-            {"agents": s.policy, **row} for o, s in zip(report.simulations, settings, strict=True) for row in fidelity_rows(store, o.run)
+            {"agents": s.policy, **row}
+            for o, s in zip(report.simulations, settings, strict=True)
+            for row in fidelity_rows(store.evaluations(o.run))
         ],
         "loop": {
             "run": report.loop.run,

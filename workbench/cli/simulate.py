@@ -73,7 +73,7 @@ def simulate(
             with ui.step(f"simulating {agents} {settings.policy} agents on {recommender}") as progress:
                 outcome = simulate_run(handle, experiment, settings, progress)
         facts = simulation_row(outcome, settings.policy, settings.recommender.name)
-        facts |= {"ranking": vars(outcome.rates) if outcome.rates else None, "fidelity": fidelity_rows(handle, outcome.run)}
+        facts |= {"ranking": vars(outcome.rates) if outcome.rates else None, "fidelity": fidelity_rows(handle.evaluations(outcome.run))}
     if json:
         return ui.print_json(facts)
     rows = [[key.replace("_", " "), ui.plain(value)] for key, value in facts.items() if key != "fidelity" and value is not None]
