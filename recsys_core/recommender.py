@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,17 @@ from recsys_core.data.preferences import Preferences
 from recsys_core.data.split import Holdout
 from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, damaged
+from recsys_core.files import atomic_file, flush, sha256
 from recsys_core.progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["FitOptions", "Histories", "ModelConfig", "Progress", "Recommendations", "Recommender"]
+
+
+MODEL_FILE = "model.json"
+"""Name, configuration and vocabulary of a saved model; it names the weights beside it by their content."""
 
 
 class ModelConfig(BaseModel):
@@ -152,28 +158,34 @@ class Recommender(ABC):
         return await asyncio.to_thread(self.recommend, histories, k, exclude)
 
     def save(self, folder: str | Path) -> None:
-        """Writes `model.json` (name, config, vocabulary) and `weights.safetensors` into a folder."""
+        """Writes `model.json` (name, config, vocabulary) and the weights that it names into a folder.
+
+        A process that stops meanwhile leaves the model that was there before, or none: `model.json` is replaced last.
+        """
         catalogue, folder = self._catalogue(), Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: np.ascontiguousarray(v) for k, v in self._state().items()}, folder / "weights.safetensors")
+        before = weights_file(folder)
+        weights = _write_weights(folder, self._state())
         meta = {"name": self.name, "config": self.config.model_dump(), "items": list(catalogue.ids), "n_users": self.n_users}
-        meta |= self._meta()
-        (folder / "model.json").write_text(json.dumps(meta))
+        with atomic_file(folder / MODEL_FILE) as out:
+            out.write(json.dumps(meta | {"weights": weights} | self._meta()).encode())
+        if before is not None and before != weights_file(folder):
+            before.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Reads what `save` wrote; raises DataError when the folder holds another model, or not all of one."""
         folder = Path(folder)
-        if not (folder / "model.json").is_file():
-            raise DataError(f"{folder} holds no saved model (no model.json)")
-        meta = json.loads((folder / "model.json").read_text())
+        if not (folder / MODEL_FILE).is_file():
+            raise DataError(f"{folder} holds no saved model (no {MODEL_FILE})")
+        meta = json.loads((folder / MODEL_FILE).read_text())
         if meta["name"] != cls.name:
             raise DataError(f"{folder} holds a {meta['name']!r} model, not {cls.name!r}; load it with recsys_core.load(folder)")
         try:
             model = cls(cls.Config(**meta["config"]))
             model.items, model.n_users = Vocabulary(meta["items"]), meta["n_users"]
             model._load_meta(meta)
-            model._load_state(load_file(folder / "weights.safetensors"))
+            model._load_state(_read_weights(folder, meta["weights"]))
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise damaged(folder, f"{cls.name} model", error) from error
         return model
@@ -201,6 +213,39 @@ class Recommender(ABC):
 
     @abstractmethod
     def _load_state(self, state: dict[str, NDArray]) -> None: ...
+
+
+def weights_file(folder: Path) -> Path | None:
+    """The weights of the model that a folder holds; None where it holds none."""
+    try:
+        return folder / _weights_name(str(json.loads((folder / MODEL_FILE).read_text())["weights"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _weights_name(digest: str) -> str:
+    """Another content is another file, so that weights never change under a `model.json` that names them."""
+    return f"weights-{digest[:16]}.safetensors"
+
+
+def _write_weights(folder: Path, state: dict[str, NDArray]) -> str:
+    """Writes weights under a name of their content and gives their SHA-256."""
+    part = folder / f".weights.{os.getpid()}.part"
+    try:
+        save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, part)
+        flush(part)
+        digest = sha256(part)
+        part.replace(folder / _weights_name(digest))
+    finally:
+        part.unlink(missing_ok=True)
+    return digest
+
+
+def _read_weights(folder: Path, digest: str) -> dict[str, NDArray]:
+    file = folder / _weights_name(digest)
+    if (found := sha256(file)) != digest:
+        raise ValueError(f"{file.name} has SHA-256 {found[:12]}, {MODEL_FILE} says {digest[:12]}")
+    return load_file(file)
 
 
 def check_k(k: int) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from recsys_core.errors import DataError, RunStoppedError
+from recsys_core.files import atomic_file
 from workbench.store import AgentRecord, ItemRecord, Store
 
 if TYPE_CHECKING:
@@ -90,20 +90,6 @@ def interactions_table(store: Store, run: str, items: dict[int, ItemRecord], age
         for field in ("activity", "conformity", "diversity", "mean_rating", "rating_std", "liked_tags", "disliked_tags"):
             columns[f"persona_{field}"] = pa.array([of_user[u][field] for u in taken.user.tolist()])
     return pa.table(columns)
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name only when all of it is on disk; an error leaves what was there before."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_parquet(target: Path, table: pa.Table, provenance: dict[str, Any]) -> list[Path]:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from recsys_core.assets.sources import sha256
 from recsys_core.errors import DataError, UnavailableError
+from recsys_core.files import flush, sha256
 from recsys_core.progress import Progress
 
 MANIFEST = "manifest.json"
@@ -83,20 +83,12 @@ def _build(folder: Path, identity: str, build: Callable[[Path], Mapping[str, str
         entries = {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
         (partial / MANIFEST).write_text(json.dumps({"identity": identity, "files": entries, "archives": read}, indent=1))
         for path in (*files, partial / MANIFEST, *(p for p in partial.rglob("*") if p.is_dir()), partial):
-            _flush(path)
+            flush(path)
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

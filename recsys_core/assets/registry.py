@@ -13,8 +13,9 @@ from pathlib import Path
 from recsys_core.assets.asset import Asset
 from recsys_core.assets.cache import archives, cache_folder, check, ensure, is_whole
 from recsys_core.assets.catalog import ASSETS
-from recsys_core.assets.sources import Source, sha256
+from recsys_core.assets.sources import Source
 from recsys_core.errors import DataError, UnavailableError, unknown_name
+from recsys_core.files import sha256
 from recsys_core.progress import Progress, silent
 
 # Whatever a source, its archive or unpacking it can do wrong. Anything else, such as an interrupt raised by `progress`, passes through.

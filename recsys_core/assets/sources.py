@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recsys_core.errors import DataError
+from recsys_core.files import sha256
 from recsys_core.progress import Progress
 
 STALL_SECONDS = 8.0
@@ -22,12 +22,6 @@ STALL_SECONDS = 8.0
 
 Build = Callable[[Path, Path], None]
 """Makes the asset's files in an empty folder (second) out of an archive (first)."""
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def extract(members: Mapping[str, str]) -> Build:

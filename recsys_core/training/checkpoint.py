@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from torch import Tensor
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.split import Holdout
 from recsys_core.errors import DataError, RunStoppedError
+from recsys_core.files import flush
 from recsys_core.training.journal import EpochReport
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -68,9 +68,9 @@ class Checkpoint:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(stored, partial, {"training": text, "crc32": str(_crc32(text, stored))})
-            _sync(partial)
+            flush(partial)
             partial.replace(self.path)
-            _sync(self.path.parent)
+            flush(self.path.parent)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
             kept = "the checkpoint before it is kept" if self.path.exists() else "there is none yet"
@@ -133,15 +133,6 @@ def _crc32(text: str, tensors: Mapping[str, Tensor]) -> int:
         total = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), total)
         total = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, total)
     return total
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _short(value: object) -> str:

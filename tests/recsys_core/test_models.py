@@ -21,6 +21,7 @@ from recsys_core.models import registry
 from recsys_core.models.bpr import loss_and_gradients
 from recsys_core.models.ease import EASE
 from recsys_core.models.popularity import Popularity
+from recsys_core.recommender import weights_file
 
 SMALL = {
     "random": {},
@@ -318,8 +319,11 @@ def test_loading_what_is_no_model_is_explained(tmp_path: Path, data: Dataset) ->
     other = recsys_core.create("sasrec", **SMALL["sasrec"]).fit(data)
     other.save(tmp_path)
     recsys_core.create("sasrec", **{**SMALL["sasrec"], "dim": 8}).fit(data).save(tmp_path / "small")
-    (tmp_path / "small" / "weights.safetensors").replace(tmp_path / "weights.safetensors")
-    with pytest.raises(DataError, match=r"no whole sasrec model \(RuntimeError: .*; save it again"):
+    weights, others = weights_file(tmp_path), weights_file(tmp_path / "small")
+    assert weights
+    assert others
+    others.replace(weights)
+    with pytest.raises(DataError, match=r"no whole sasrec model \(ValueError: weights-.* has SHA-256 .*; save it again"):
         recsys_core.load(tmp_path)
 
 

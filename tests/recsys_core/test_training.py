@@ -22,7 +22,7 @@ from recsys_core import evaluate
 from recsys_core.data import leave_one_out
 from recsys_core.errors import DataError, UnavailableError
 from recsys_core.models.sasrec import SASRec, SASRecConfig
-from recsys_core.recommender import FitOptions
+from recsys_core.recommender import FitOptions, weights_file
 from recsys_core.training import TrainingConfig, pick_device
 from recsys_core.training.compiling import compiled
 from recsys_core.training.distributed import World
@@ -86,7 +86,9 @@ def test_a_training_that_diverges_names_the_learning_rate(tmp_path: Path) -> Non
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
-    return load_file(folder / "weights.safetensors")
+    found = weights_file(folder)
+    assert found
+    return load_file(found)
 
 
 def start_two(root: Path, device: str) -> Path:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from recsys_core.recommender import weights_file
 from tests.processes import Child, command_line
 from tests.workbench.conftest import Cli, one_line_error
 from workbench.cli import ui
@@ -98,8 +99,10 @@ def test_a_training_with_checkpoints_is_taken_up_and_another_refused(cli: Cli, l
     # A finished training is found again, not done again.
     assert train("second", epochs=2)[0] == 0
     assert (tmp_path / "checkpoints" / "training.jsonl").read_text().splitlines() == lines
-    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("first", "second")]
-    assert weights[0] == weights[1]
+    first, second = (weights_file(tmp_path / name) for name in ("first", "second"))
+    assert first
+    assert second
+    assert first.read_bytes() == second.read_bytes()
     code, _, err = train("third", epochs=3)
     assert code == 2
     assert "epochs 2, here 3" in one_line_error(err)

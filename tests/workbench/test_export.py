@@ -18,8 +18,9 @@ from recsys_core.data import load_dataset
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, RunStoppedError
+from recsys_core.files import atomic_file
 from simulators.events import Action, Exposure, PageRecord
-from workbench.export import atomic_file, export_run
+from workbench.export import export_run
 from workbench.store import Store
 
 TITLES = ("Tab\there", 'The "Quoted" One', '"Opens', "Line\nbreak\r\n", "Plain (1995)", "\u2028\x85\ud800 odd")

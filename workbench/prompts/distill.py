@@ -158,7 +158,8 @@ def export_pairs(pairs: Sequence[Pair], file: Path, provenance: Mapping[str, Any
     """
     import pyarrow.parquet as pq
 
-    from workbench.export import atomic_file, failures_explained
+    from recsys_core.files import atomic_file
+    from workbench.export import failures_explained
 
     if not pairs:
         raise DataError("there are no pairs to export; rank rows first, and see whether the answers were of use")
