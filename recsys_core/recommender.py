@@ -80,6 +80,8 @@ class Recommender(ABC):
         self.config = config or self.Config()
         self.items: Vocabulary | None = None
         self.n_users = 0
+        self.trained_on: dict[str, str] = {}
+        """Hashes of the log and of its users that the model was trained on: who judges it can tell whether it saw what is held out."""
 
     @property
     def training(self) -> str:
@@ -95,6 +97,7 @@ class Recommender(ABC):
                 raise DataError(f"{self.name} is not trained on pairs and would ignore the preferences; take one that is, such as bpr")
             options.preferences.check(len(dataset.users), len(dataset.items))
         self.items, self.n_users = dataset.items, len(dataset.users)
+        self.trained_on = {"log": dataset.content_hash, "users": dataset.users.content_hash}
         self._fit(dataset, progress or silent, options or FitOptions())
         return self
 
@@ -167,6 +170,7 @@ class Recommender(ABC):
         before = weights_file(folder)
         weights = _write_weights(folder, self._state())
         meta = {"name": self.name, "config": self.config.model_dump(), "items": list(catalogue.ids), "n_users": self.n_users}
+        meta |= {"trained_on": self.trained_on}
         with atomic_file(folder / MODEL_FILE) as out:
             out.write(json.dumps(meta | {"weights": weights} | self._meta()).encode())
         if before is not None and before != weights_file(folder):
@@ -183,7 +187,7 @@ class Recommender(ABC):
             raise DataError(f"{folder} holds a {meta['name']!r} model, not {cls.name!r}; load it with recsys_core.load(folder)")
         try:
             model = cls(cls.Config(**meta["config"]))
-            model.items, model.n_users = Vocabulary(meta["items"]), meta["n_users"]
+            model.items, model.n_users, model.trained_on = Vocabulary(meta["items"]), meta["n_users"], meta["trained_on"]
             model._load_meta(meta)
             model._load_state(_read_weights(folder, meta["weights"]))
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:

@@ -41,13 +41,28 @@ class DataSettings(Settings):
     """For a path: feature columns of `user`, `item`, `interaction`, as `column = "category"`, `"tags"` or `"number"`."""
 
 
+class TrainedModel(Settings):
+    """What a run keeps of a model that was trained before it."""
+
+    model: str
+    """Its registry name."""
+    sha256: str
+    """Of its `model.json`, which in turn names the weights by theirs."""
+    log: str
+    """Hash of the log that it was trained on."""
+    clean: bool
+    """Whether that is the training part of the run's split; if not, the model may have seen what is held out."""
+
+
 class ModelSettings(Settings):
-    """A recommender by registry name and its own settings."""
+    """A recommender by registry name and its own settings, or one that is trained already by its folder."""
 
     name: str = "ease"
-    """Name in the model registry (`workbench train --help` lists them)."""
+    """Name in the model registry (`workbench train --help` lists them), or the folder that `workbench train --out` or `save` wrote."""
     config: dict[str, Any] = {}
-    """Fields of the model's own configuration."""
+    """Fields of the model's own configuration; a trained model has its own, and what is given must agree with it."""
+    trained: TrainedModel | None = None
+    """Of a trained model, filled in when a run is stored; where it is given, the folder must hold this very model."""
 
 
 class LLMSettings(Settings):

@@ -10,6 +10,7 @@ from typing import Any
 from agents.chat import CallRecord
 from recsys_core import Comparison
 from recsys_core.data import Dataset, Split
+from recsys_core.errors import DataError
 from recsys_core.progress import Progress
 from simulators.events import PageRecord
 from workbench.augment import build_arms
@@ -17,8 +18,9 @@ from workbench.config import Experiment, ModelSettings
 from workbench.data import load_split
 from workbench.loop import Trained, compare_arms, store_results, train_and_evaluate
 from workbench.prompts.channel import ranking_through
+from workbench.recommenders import folder_of, refuse_leaks, resolved_model
 from workbench.running import ended
-from workbench.simulate import Outcome, resolved_model, simulate
+from workbench.simulate import Outcome, simulate
 from workbench.store import Store
 
 Step = Callable[[str], AbstractContextManager[Progress]]
@@ -52,11 +54,12 @@ def run_experiment(store: Store, experiment: Experiment, step: Step) -> Report:
     """Runs every part in order; each is a stored run of its own, so what is done stays done if a later part fails."""
     with step(f"loading {experiment.data.name}"):
         dataset, split = load_split(experiment.data)
-    for model in (*(s.recommender for s in experiment.simulations), *experiment.loop.models):
-        resolved_model(store, model)  # a wrong name or field is refused now, not when its turn comes
+    for model in (*experiment.baselines, *(s.recommender for s in experiment.simulations), *experiment.loop.models):
+        found = resolved_model(store, model, split.train)  # a wrong name or field is refused now, not when its turn comes
+        refuse_leaks([found], "an experiment that judges by the test part")
     with step(f"training {len(experiment.baselines)} recommenders") as progress:
         metrics, calls = experiment.loop.metrics, list[CallRecord]()
-        config = {"baselines": _resolved(store, experiment.baselines), "data": experiment.data.model_dump()}
+        config = {"baselines": _resolved(store, experiment.baselines, split.train), "data": experiment.data.model_dump()}
         with ranking_through(store, calls.append):
             baselines = train_and_evaluate({"none": split.train}, split.test, experiment.baselines, 1, metrics, progress)
         run = store.start_run("evaluate", experiment.name, config, experiment.seed, dataset, split)
@@ -74,10 +77,15 @@ def run_experiment(store: Store, experiment: Experiment, step: Step) -> Report:
 
 def close_loop(store: Store, experiment: Experiment, dataset: Dataset, split: Split, runs: Sequence[str], progress: Progress) -> Loop:
     """Pools the interactions of simulation runs, trains every loop model on every arm and compares each arm with `none`, by user."""
+    for model in experiment.loop.models:
+        if folder_of(model) is not None:
+            raise DataError(f"{model.name} is trained already, and every arm trains its models anew; name a recommender, such as ease")
+    recommenders = (ModelSettings(**store.run(run).config["simulation"]["recommender"]) for run in runs)
+    refuse_leaks(list(recommenders), "retraining on what its users did")
     pages: list[PageRecord] = [page for run in runs for page in store.pages(run)]
     arms = build_arms(split.train, pages, experiment.seed)
     settings = experiment.loop
-    loop = settings.model_dump() | {"models": _resolved(store, settings.models)}
+    loop = settings.model_dump() | {"models": _resolved(store, settings.models, split.train)}
     config: dict[str, Any] = {"loop": loop, "data": experiment.data.model_dump(), "simulations": list(runs)}
     run = store.start_run("augment", experiment.name, config, experiment.seed, dataset, split)
     sink = store.sink(run)
@@ -90,6 +98,6 @@ def close_loop(store: Store, experiment: Experiment, dataset: Dataset, split: Sp
     return Loop(run, trained, comparisons, added, len({p.user for p in pages}))
 
 
-def _resolved(store: Store, models: Sequence[ModelSettings]) -> list[dict[str, Any]]:
+def _resolved(store: Store, models: Sequence[ModelSettings], train: Dataset) -> list[dict[str, Any]]:
     """Full configurations, as a run stores them."""
-    return [resolved_model(store, model).model_dump() for model in models]
+    return [resolved_model(store, model, train).model_dump() for model in models]

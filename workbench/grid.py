@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys_core import Evaluation, create, evaluate
+from recsys_core import Evaluation, evaluate
 from recsys_core.data import Dataset, Split
 from recsys_core.errors import DataError, RunStoppedError, WorkbenchError
 from recsys_core.evaluation import compare, holm, metric_names
@@ -24,6 +24,7 @@ from workbench.data import load_split
 from workbench.loop import is_random, stored_evaluations
 from workbench.machine import machine
 from workbench.prompts.channel import ranking_through
+from workbench.recommenders import class_of, ready, refuse_leaks, resolved_model
 from workbench.report import figure
 from workbench.store import RunSummary, Store, code_version
 
@@ -37,8 +38,8 @@ class Cell:
     """One model on one dataset with one seed.
 
     key: SHA-256 of all that its numbers depend on, beside the code. run: where it is stored; code: the version that computed it, and
-    machine what it ran on; error: one line, empty where it is done; reused: it was in the store already. evaluation: per-user values as
-    stored, None after an error.
+    machine what it ran on; seconds: of training, None where it was trained before, or failed; error: one line, empty where it is done;
+    reused: it was in the store already. evaluation: per-user values as stored, None after an error.
     """
 
     model: GridModel
@@ -53,7 +54,7 @@ class Cell:
     machine: str = ""
     error: str = ""
     reused: bool = False
-    seconds: float = 0.0
+    seconds: float | None = None
     evaluation: Evaluation | None = None
 
     def __str__(self) -> str:
@@ -76,8 +77,7 @@ def run_grid(
     run with one line of reason, and the rest goes on; it is tried again by the next call. Ctrl-C or a kill loses the present cell only, or,
     with `checkpoints` (a folder), what it did since its last checkpoint.
     """
-    with ranking_through(store):
-        cells = plan(settings)[share[0] :: share[1]]
+    cells = plan(store, settings)[share[0] :: share[1]]
     done = {key: run for run in reversed(store.runs(KIND)) if (key := run.config["key"]) and run.status == "finished"}
     open_ = [cell for cell in cells if cell.key not in done]
     start, finished, timed = time.perf_counter(), 0, dict[tuple[str, str], float]()
@@ -104,21 +104,29 @@ def run_grid(
     return found
 
 
-def plan(settings: GridSettings) -> list[Cell]:
-    """All cells of a grid by dataset, model and seed, nothing trained; raises what a wrong model, field, metric or dataset raises."""
+def plan(store: Store, settings: GridSettings) -> list[Cell]:
+    """All cells of a grid by dataset, model and seed, nothing trained; raises what a wrong model, field, metric or dataset raises.
+
+    A trained model is a cell like others; it must be of the dataset, and have seen nothing of what is held out.
+    """
     metrics = metric_names(settings.metrics)
-    configs = {m.title: create(m.name, **m.config).config.model_dump(mode="json") for m in settings.models}
-    random = {m.title: is_random(m) for m in settings.models}
+    with ranking_through(store):
+        random = {m.title: is_random(m) for m in settings.models}
     cells = []
     for data in settings.data:
         dataset, split = load_split(data)
-        for model in settings.models:
+        models = [resolved_model(store, model, split.train) for model in settings.models]
+        refuse_leaks(models, f"a table of the {settings.part} part")
+        for model in models:
             for seed in range(settings.seeds if random[model.title] else 1):
-                config = configs[model.title] | ({"seed": seed} if random[model.title] else {})
+                config = model.config | ({"seed": seed} if random[model.title] else {})
                 shown: dict[str, Any] = {
-                    "dataset_hash": dataset.content_hash, "split_hash": split.content_hash, "model": model.name, "config": config,
+                    "dataset_hash": dataset.content_hash, "split_hash": split.content_hash, "config": config,
+                    "model": model.trained.model if model.trained else model.name,
                     "seed": seed, "part": settings.part, "metrics": list(metrics), "early_stopping": settings.early_stopping,
                 }  # fmt: skip
+                if model.trained is not None:
+                    shown["trained"] = model.trained.model_dump()
                 key = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
                 cells.append(Cell(model, dataset, split, settings.part, seed, key, shown | {"key": key, "device": settings.device}))
     return cells
@@ -149,10 +157,10 @@ def grid_rows(cells: Sequence[Cell], metrics: Sequence[str], base: str | None = 
                 "users": len(runs[0].users) if runs else 0,
                 "model": first.model.title,
                 "name": first.model.name,
-                "training": create(first.model.name, **first.config["config"]).training,
+                "training": class_of(first.model)(class_of(first.model).Config(**first.config["config"])).training,
                 "config": first.config["config"],
                 "seeds": len(runs),
-                "seconds": sum(c.seconds for c in group),
+                "seconds": sum(c.seconds or 0.0 for c in group) if any(c.seconds is not None for c in group) else None,
                 "code": sorted({c.code for c in group if c.code}),
                 "machines": sorted({c.machine for c in group if c.machine}),
                 "runs": [c.run for c in group],
@@ -197,13 +205,13 @@ def _run(store: Store, cell: Cell, settings: GridSettings, name: str, progress: 
     sink = store.sink(run)
     try:
         start = time.perf_counter()
-        model = create(cell.model.name, **cell.config["config"]).fit(cell.split.train, progress, options)
-        seconds = time.perf_counter() - start
+        model = ready(cell.model.model_copy(update={"config": cell.config["config"]}), cell.split.train, progress, options)
+        took = {} if cell.model.trained else {FIT_SECONDS: time.perf_counter() - start}
         progress(1.0, "evaluating")
         holdout = cell.split.valid if cell.part == "valid" else cell.split.test
         with ranking_through(store, lambda record: sink.calls([record])):
             found = evaluate(model, holdout, cell.config["metrics"], train=cell.split.train)
-        found = replace(found, totals={**found.totals, FIT_SECONDS: seconds})
+        found = replace(found, totals={**found.totals, **took})
         store.add_evaluations(run, stored_evaluations(found, cell.model.name, "none", cell.seed, cell.part))
     except KeyboardInterrupt:
         store.record_status(run, "stopped", "interrupted")
@@ -233,7 +241,7 @@ def _stored(store: Store, cell: Cell, run: RunSummary, reused: bool) -> Cell:
         code=run.code_version,
         machine=run.config.get("machine", ""),
         reused=reused,
-        seconds=kept[FIT_SECONDS].mean,
+        seconds=kept[FIT_SECONDS].mean if FIT_SECONDS in kept else None,
         evaluation=evaluation,
     )
 

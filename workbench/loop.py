@@ -15,10 +15,10 @@ import numpy as np
 from recsys_core import Comparison, Evaluation, compare, create, evaluate
 from recsys_core.data import Dataset, Holdout
 from recsys_core.evaluation import metric_names
-from recsys_core.models import model_class
 from recsys_core.progress import Progress
 from workbench.config import ModelSettings
 from workbench.prompts.recommender import LLMRanker
+from workbench.recommenders import class_of, folder_of, ready
 from workbench.store import Comparison as StoredComparison
 from workbench.store import Evaluation as StoredEvaluation
 from workbench.store import Store, hash_users
@@ -51,7 +51,7 @@ def train_and_evaluate(
     for done, (job, evaluation, seconds) in enumerate(_results(jobs, arms, holdout, metrics), 1):
         trained = results.setdefault((job.model.name, job.arm), Trained(job.model.name, job.arm))
         trained.runs.append(evaluation)
-        trained.seconds = (trained.seconds or 0.0) + seconds
+        trained.seconds = None if seconds is None else (trained.seconds or 0.0) + seconds
         progress(done / len(jobs), f"{job.model.name} on {job.arm}, seed {job.seed}")
     return list(results.values())
 
@@ -65,7 +65,7 @@ class Job:
     seed: int
 
 
-Result = tuple[Job, Evaluation, float]
+Result = tuple[Job, Evaluation, float | None]
 
 
 def _results(jobs: Sequence[Job], arms: Mapping[str, Dataset], holdout: Holdout, metrics: tuple[str, ...]) -> Iterator[Result]:
@@ -76,7 +76,7 @@ def _results(jobs: Sequence[Job], arms: Mapping[str, Dataset], holdout: Holdout,
     workers = min(os.cpu_count() or 1, len(jobs))
     small = sum(len(arms[job.arm]) for job in jobs) < _WORTH_PROCESSES
     # What a language model is asked goes through this process's channel, and its answers are what is waited for.
-    if workers == 1 or small or any(issubclass(model_class(job.model.name), LLMRanker) for job in jobs):
+    if workers == 1 or small or any(issubclass(class_of(job.model), LLMRanker) for job in jobs):
         yield from (_run(job, arms[job.arm], holdout, metrics) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")
@@ -101,13 +101,16 @@ def _start_worker() -> None:
 def _run(job: Job, train: Dataset, holdout: Holdout, metrics: tuple[str, ...]) -> Result:
     config = {**job.model.config, "seed": job.seed} if is_random(job.model) else job.model.config
     start = time.perf_counter()
-    recommender = create(job.model.name, **config).fit(train)
+    recommender = ready(job.model.model_copy(update={"config": config}), train)
     seconds = time.perf_counter() - start
-    return job, evaluate(recommender, holdout, metrics, train=train), seconds
+    evaluation = evaluate(recommender, holdout, metrics, train=train)
+    return job, evaluation, seconds if folder_of(job.model) is None else None
 
 
 def is_random(model: ModelSettings) -> bool:
-    """Whether training draws random numbers: its configuration has a seed, and the user has not fixed it."""
+    """Whether training draws random numbers: its configuration has a seed, and the user has not fixed it. A trained model draws none."""
+    if folder_of(model) is not None:
+        return False
     return "seed" in type(create(model.name, **model.config).config).model_fields and "seed" not in model.config
 
 

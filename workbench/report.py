@@ -19,6 +19,11 @@ FIDELITY_NOTE = (
     "W1, RMSE: ratings against the user's own."
 )
 """What stands under every table of `fidelity_rows`."""
+LEAK_NOTE = (
+    "The recommender was not trained on the training part of this split: it may have seen what is held out. Its lists are no evidence of "
+    "accuracy, and nothing is retrained on what its users did."
+)
+"""What stands under a simulation on a trained model that is not clean (`workbench.config.TrainedModel`)."""
 DIFFERENCE_NOTE = "Paired, with 95% intervals; p of a two-sided sign-flip test, not corrected for the number of rows."
 """What stands beside every table of stored comparisons."""
 
@@ -103,7 +108,9 @@ def subject(run: RunSummary) -> str:
         if run.kind == "simulate":
             simulation = config["simulation"]
             agents = simulation["llm"]["spec"] if simulation["policy"] == "llm" else simulation["policy"]
-            return f"{agents} agents on {simulation['recommender']['name']}"
+            trained = simulation["recommender"].get("trained")
+            leak = "" if trained is None or trained["clean"] else ", which may have seen what is held out"
+            return f"{agents} agents on {simulation['recommender']['name']}{leak}"
         if run.kind == "optimize":
             return f"{config['optimizer']}, {config['llm']['spec']}"
         if run.kind == "cell":
@@ -114,13 +121,14 @@ def subject(run: RunSummary) -> str:
         return ""
 
 
-def simulation_row(outcome: Outcome, policy: str, arm: str) -> dict[str, Any]:
+def simulation_row(outcome: Outcome) -> dict[str, Any]:
     """Totals of one simulation: what was shown and taken, how sessions ended, what the model was asked."""
-    r, c = outcome.result, outcome.counts
+    r, c, settings = outcome.result, outcome.counts, outcome.settings
     return {
         "run": outcome.run,
-        "policy": policy,
-        "recommender": arm,
+        "policy": settings.policy,
+        "recommender": settings.recommender.name,
+        "trained": settings.recommender.trained.model_dump() if settings.recommender.trained else None,
         "agents": r.agents,
         "pages": r.pages,
         "exposures": r.exposures,

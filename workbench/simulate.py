@@ -15,18 +15,18 @@ from agents.seeding import stream
 from agents.session import fit_session
 from agents.statistical import StatisticalPolicy
 from agents.types import Policy
-from recsys_core import create
 from recsys_core.data import Dataset, Ints, Split
 from recsys_core.errors import DataError
 from recsys_core.progress import Progress
 from simulators.engine import Simulation, SimulationConfig, SimulationResult
 from simulators.events import PageRecord
 from simulators.fidelity import measure
-from workbench.config import DataSettings, Experiment, LLMSettings, ModelSettings, Settings, SimulationSettings
+from workbench.config import DataSettings, Experiment, LLMSettings, Settings, SimulationSettings
 from workbench.data import load_split
 from workbench.llm import budget_of, chat_client, used_by
 from workbench.prompts.channel import added, ranking_through
 from workbench.prompts.ranked import Rates
+from workbench.recommenders import ready, resolved_model
 from workbench.running import marked
 from workbench.store import Evaluation, Store, hash_users
 
@@ -50,11 +50,12 @@ class RunSettings(Settings):
 class Outcome:
     """What a finished run was.
 
-    counts: model calls of this process, the agents' and the recommender's, None without a model; rates: what the answers to a recommender
-    that ranks by a language model were of use for, None where none did.
+    settings: as the run keeps them; counts: model calls of this process, the agents' and the recommender's, None without a model;
+    rates: what the answers to a recommender that ranks by a language model were of use for, None where none did.
     """
 
     run: str
+    settings: SimulationSettings
     result: SimulationResult
     counts: Counts | None
     log_hash: str
@@ -64,7 +65,7 @@ class Outcome:
 def simulate(store: Store, experiment: Experiment, settings: SimulationSettings, progress: Progress) -> Outcome:
     """Starts a new run. On any error or interrupt the run is marked, what was stored stays, and the error says how to resume."""
     dataset, split = load_split(experiment.data)
-    settings = settings.model_copy(update={"recommender": resolved_model(store, settings.recommender)})
+    settings = settings.model_copy(update={"recommender": resolved_model(store, settings.recommender, split.train)})
     resolved = RunSettings(name=experiment.name, seed=experiment.seed, data=experiment.data, simulation=settings)
     users = pick_users(split, settings, experiment.seed)
     client = _agents_client(settings, store)
@@ -76,7 +77,7 @@ def simulate(store: Store, experiment: Experiment, settings: SimulationSettings,
 def resume(store: Store, run: str, progress: Progress, llm: LLMSettings | None = None) -> Outcome:
     """Goes on with a run that stopped. llm: other bounds or another endpoint for the same model; what was stored is not asked again.
 
-    Raises DataError where the dataset is not the one the run began with.
+    Raises DataError where the dataset, or a recommender that was trained before, is not the one the run began with.
     """
     run = store.resolve(run, "simulate")
     summary = store.run(run)
@@ -92,16 +93,11 @@ def resume(store: Store, run: str, progress: Progress, llm: LLMSettings | None =
     if summary.status == "finished":
         raise DataError(f"run {run} is finished; there is nothing to resume")
     users = pick_users(split, resolved.simulation, resolved.seed)
+    resolved_model(store, resolved.simulation.recommender, split.train)
     client = _agents_client(resolved.simulation, store)
     store.record_status(run, "resumed")
     with marked(store, run, "workbench simulate --resume"):
         return _run(store, run, resolved, split, users, client, progress)
-
-
-def resolved_model(store: Store, model: ModelSettings) -> ModelSettings:
-    """The model with its full configuration, templates of the store among it; raises what `create` raises."""
-    with ranking_through(store):
-        return ModelSettings(name=model.name, config=create(model.name, **model.config).config.model_dump(mode="json"))
 
 
 def pick_users(split: Split, settings: SimulationSettings, seed: int) -> Ints:
@@ -128,7 +124,7 @@ def _run(
     if client is not None:
         client.on_call = lambda record: sink.calls([record])
     progress(0.0, "training the recommender and fitting the agents")
-    recommender = create(simulation.recommender.name, **simulation.recommender.config).fit(split.train)
+    recommender = ready(simulation.recommender, split.train)
     session = fit_session(split.train, simulation.session_gap, simulation.boredom)
     policy = build(split.train)
     config = SimulationConfig(pages=simulation.pages, page_size=simulation.page_size, cohort=simulation.cohort, seed=seed)
@@ -151,7 +147,7 @@ def _run(
         result = asyncio.run(work())
     counts = added(client.counts if client else Counts(), channel.counts)
     rates = channel.rates if channel.rates.replies else None
-    return Outcome(run, result, counts if client or rates else None, store.log_hash(run), rates)
+    return Outcome(run, simulation, result, counts if client or rates else None, store.log_hash(run), rates)
 
 
 def _policy_builder(settings: SimulationSettings, client: ChatClient | None, seed: int) -> Callable[[Dataset], Policy]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -32,6 +34,11 @@ class Vocabulary:
 
     def __contains__(self, external: object) -> bool:
         return external in self._index
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the ids in their order."""
+        return hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
 
     def encode(self, external: Sequence[str]) -> Ints:
         """Dense ids [N] int64 of external ids; raises DataError that names the unknown ones, and for one text in place of a list."""

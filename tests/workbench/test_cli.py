@@ -122,7 +122,7 @@ def test_a_training_with_checkpoints_is_taken_up_and_another_refused(cli: Cli, l
         (("evaluate", "ease", "--metrics", "NDGC@10"), 2, "NDGC@10"),
         (("evaluate", "ease", "--metrics", ""), 2, "no metric is named"),
         (("evaluate", "popularity", "esae"), 2, "ease"),
-        (("evaluate", "models/typo"), 2, "no folder 'models/typo', and unknown recommender 'models/typo'"),
+        (("evaluate", "models/typo"), 2, "no trained model in a folder 'models/typo', and unknown recommender"),
         (("train", "ease", "--set", "l3=1", "--out", "x"), 2, "l3"),
         (("train", "ease", "--set", "l2", "--out", "x"), 2, "name=value"),
         (("train", "ease", "--out", "/dev/null/x"), 2, "/dev/null is no folder"),

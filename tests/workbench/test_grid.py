@@ -108,10 +108,10 @@ def test_cells_are_stored_once_and_their_figures_repeat(store: Store, log_file: 
     assert rows[0]["split_hash"] == split.content_hash
 
 
-def test_what_changes_a_number_makes_another_cell(log_file: Path) -> None:
+def test_what_changes_a_number_makes_another_cell(store: Store, log_file: Path) -> None:
     one = GridModel(name="grid-probe")
     keys = [
-        plan(g)[0].key
+        plan(store, g)[0].key
         for g in (
             grid(log_file, one), grid(log_file, one, part="valid"), grid(log_file, one, early_stopping=False),
             grid(log_file, GridModel(name="grid-probe", config={"fail": 7})), grid(log_file, GridModel(name="random")),
@@ -121,8 +121,8 @@ def test_what_changes_a_number_makes_another_cell(log_file: Path) -> None:
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
     same = grid(log_file, GridModel(name="grid-probe", label="another", config={"fail": -1}), device="cpu", seeds=5)
-    assert plan(same)[0].key == keys[0]
-    assert len({cell.key for cell in plan(same)}) == 5
+    assert plan(store, same)[0].key == keys[0]
+    assert len({cell.key for cell in plan(store, same)}) == 5
 
 
 def test_fitting_is_given_validation_device_and_folder(store: Store, log_file: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def as_json(store: Store, report: Report) -> dict[str, Any]:
         "split_hash": report.split.content_hash,
         "test_users": len(report.split.test),
         "baselines": score_rows(report.baselines, metrics),
-        "simulations": [simulation_row(o, s.policy, s.recommender.name) for o, s in zip(report.simulations, settings, strict=True)],
+        "simulations": [simulation_row(o) for o in report.simulations],
         "fidelity": [
             {"agents": s.policy, **row}
             for o, s in zip(report.simulations, settings, strict=True)
@@ -87,7 +87,13 @@ def render(facts: dict[str, Any], store: str) -> None:
     where = f"{facts['dataset']}, {facts['split']}, {facts['test_users']} test users, full catalogue, seen items removed"
     ui.console.print()
     rows = [
-        [r["model"], r["training"], str(r["seeds"]), *(ui.interval(*r["metrics"][m]) for m in metrics), f"{r['seconds']:.1f}"]
+        [
+            r["model"],
+            r["training"],
+            str(r["seeds"]),
+            *(ui.interval(*r["metrics"][m]) for m in metrics),
+            "-" if r["seconds"] is None else f"{r['seconds']:.1f}",
+        ]
         for r in facts["baselines"]
     ]
     ui.table(

@@ -11,9 +11,8 @@ import typer
 from rich.markup import escape
 
 from agents.chat import CallRecord
-from recsys_core import create, known_models, load
-from recsys_core import evaluate as evaluate_model
-from recsys_core.errors import DataError, UnknownNameError
+from recsys_core import create, known_models
+from recsys_core.errors import DataError
 from recsys_core.evaluation import DEFAULT_METRICS, metric_names
 from recsys_core.models import model_class
 from recsys_core.recommender import FitOptions
@@ -23,8 +22,8 @@ from workbench.data import load_split
 from workbench.grid import failed, grid_rows, run_grid
 from workbench.loop import Trained, store_results, train_and_evaluate
 from workbench.prompts.channel import ranking_through
+from workbench.recommenders import folder_of, resolved_model
 from workbench.report import score_rows
-from workbench.simulate import resolved_model
 from workbench.store import code_version
 from workbench.tables import Format, score_table
 
@@ -103,11 +102,7 @@ def evaluate(
         raise DataError("--checkpoints goes with a TOML file; a single model is trained by: workbench train")
     names = metric_names(ui.names(metrics) if metrics is not None else DEFAULT_METRICS)
     for model in models:
-        if not Path(model).is_dir():
-            try:
-                model_class(model)  # a wrong name is refused before the models before it are trained
-            except UnknownNameError as error:
-                raise UnknownNameError(f"no folder {model!r}, and {error}") from None
+        folder_of(ModelSettings(name=model))  # a wrong name is refused before the models before it are trained
     return _evaluate_models(models, data or "ml-100k", part or "valid", names, seeds or 1, form, out, store, json)
 
 
@@ -118,29 +113,25 @@ def _evaluate_models(
         raise DataError(f"part is {part!r}; it must be 'valid' or 'test'")
     dataset, split = load_split(DataSettings(name=data))
     holdout = split.valid if part == "valid" else split.test
-    trained, calls, resolved = [], list[CallRecord](), list[ModelSettings]()
+    trained, calls = list[Trained](), list[CallRecord]()
     with ui.opened(store) as handle:
+        resolved = [resolved_model(handle, ModelSettings(name=model), split.train) for model in models]
         with ranking_through(handle, calls.append):
             for model in models:
                 with ui.step(f"evaluating {model}") as progress:
-                    if Path(model).is_dir():
-                        saved = load(Path(model))
-                        if saved.items is None or saved.items.ids != dataset.items.ids:
-                            raise DataError(f"{model} was trained on another catalogue than {data!r}; evaluate it on its own dataset")
-                        resolved.append(ModelSettings(name=model, config=saved.config.model_dump(mode="json")))
-                        trained.append(Trained(model, "none", [evaluate_model(saved, holdout, metrics, train=split.train)], None))
-                    else:
-                        resolved.append(resolved_model(handle, ModelSettings(name=model)))
-                        trained += train_and_evaluate({"none": split.train}, holdout, [ModelSettings(name=model)], seeds, metrics, progress)
+                    trained += train_and_evaluate({"none": split.train}, holdout, [ModelSettings(name=model)], seeds, metrics, progress)
         config = {"models": [m.model_dump() for m in resolved], "part": part, "seeds": seeds, "metrics": list(metrics)}
         run = handle.start_run("evaluate", data, config, 0, dataset, split)
         handle.sink(run).calls(calls)
         store_results(handle, run, trained, [], part)
         handle.record_status(run, "finished")
     rows = score_rows(trained, metrics)
+    leaks = [model.name for model in resolved if model.trained and not model.trained.clean]
     facts = {"run": run, "part": part, "dataset_hash": dataset.content_hash, "split_hash": split.content_hash, "rows": rows}
+    facts["may_have_seen_what_is_held_out"] = leaks
     where = f"{data}, {split.name}, {part}, {len(holdout)} users"
     note = f"{where}, full catalogue, seen items removed; split {split.content_hash[:12]}; run {run}."
+    note += f" Not trained on this split's training part, may have seen what is held out: {', '.join(leaks)}." if leaks else ""
     plain = [row | {"metrics": {m: dict(zip(("mean", "low", "high"), f, strict=True)) for m, f in row["metrics"].items()}} for row in rows]
     ui.show(facts, score_table(plain, metrics, "Ranking", note), form, out, json)
 

@@ -13,7 +13,7 @@ from workbench.cli.models import SetOption, parse_settings
 from workbench.config import DataSettings, Experiment, LLMSettings, LoopSettings, ModelSettings, SimulationSettings
 from workbench.data import load_split
 from workbench.experiment import close_loop
-from workbench.report import FIDELITY_NOTE, comparison_rows, fidelity_rows, score_rows, simulation_row
+from workbench.report import FIDELITY_NOTE, LEAK_NOTE, comparison_rows, fidelity_rows, score_rows, simulation_row
 from workbench.simulate import RunSettings, resume
 from workbench.simulate import simulate as simulate_run
 
@@ -21,7 +21,7 @@ from workbench.simulate import simulate as simulate_run
 def simulate(
     policy: Annotated[str, typer.Option("--policy", help="`statistical` or `llm`.")] = "statistical",
     llm: Annotated[str | None, typer.Option("--llm", help="`embedded`, `openai:MODEL`, or `vllm:MODEL@URL`; implies --policy llm.")] = None,
-    recommender: Annotated[str, typer.Option("--recommender", help="Recommender the agents use; `llm` ranks by a prompt.")] = "ease",
+    recommender: Annotated[str, typer.Option("--recommender", help="What the agents use: a name, or a trained model's folder.")] = "ease",
     settings_of: SetOption = [],  # noqa: B006
     agents: Annotated[int, typer.Option("--agents", min=1)] = 20,
     pages: Annotated[int, typer.Option("--pages", min=1, help="Most pages of a session.")] = 3,
@@ -41,6 +41,8 @@ def simulate(
     """Let simulated users page through a recommender; every exposure and action is stored as it happens.
 
     Examples: workbench simulate --agents 500 --pages 5 --recommender hstu
+
+    workbench simulate --recommender models/hstu --agents 500
 
     workbench simulate --llm openai:gpt-4o-mini --agents 50 --max-cost 0.50
 
@@ -72,12 +74,15 @@ def simulate(
             have_assets(experiment)
             with ui.step(f"simulating {agents} {settings.policy} agents on {recommender}") as progress:
                 outcome = simulate_run(handle, experiment, settings, progress)
-        facts = simulation_row(outcome, settings.policy, settings.recommender.name)
+        facts = simulation_row(outcome)
         facts |= {"ranking": vars(outcome.rates) if outcome.rates else None, "fidelity": fidelity_rows(handle.evaluations(outcome.run))}
     if json:
         return ui.print_json(facts)
-    rows = [[key.replace("_", " "), ui.plain(value)] for key, value in facts.items() if key != "fidelity" and value is not None]
-    ui.table(f"Simulation {outcome.run}", ["what", "figure"], rows)
+    rows = [
+        [key.replace("_", " "), ui.plain(value)] for key, value in facts.items() if key not in ("fidelity", "trained") and value is not None
+    ]
+    trained = outcome.settings.recommender.trained
+    ui.table(f"Simulation {outcome.run}", ["what", "figure"], rows, LEAK_NOTE if trained and not trained.clean else "")
     fidelity = [[r["judge"], r["test"], r["metric"], ui.interval(r["value"], r["low"], r["high"]), str(r["n"])] for r in facts["fidelity"]]
     if fidelity:
         ui.table(

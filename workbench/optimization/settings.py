@@ -91,22 +91,21 @@ def load_task(store: Store, settings: TaskSettings, seed: int) -> RankingTask:
         case "mind":
             return readers.mind_task(Path(settings.path), settings.candidates, **sizes, seed=seed)
         case "rerank":
-            from recsys_core import create
             from workbench.data import load_split
             from workbench.prompts.reranking import rerank_task
+            from workbench.recommenders import ready
 
             dataset, split = load_split(settings.data)
-            first = create(settings.recommender.name, **settings.recommender.config).fit(split.train)
+            first = ready(settings.recommender, split.train)
             return rerank_task(first, dataset, split, settings.candidates or 20, **sizes, seed=seed, reached_only=True)
         case "simulated":
-            from recsys_core import create
             from workbench.data import load_split
             from workbench.prompts.simulated import simulated_task
+            from workbench.recommenders import ready
             from workbench.simulate import RunSettings
 
             run = store.resolve(settings.path, "simulate")
             simulated = RunSettings(**store.run(run).config)
             _, split = load_split(simulated.data)
-            model = simulated.simulation.recommender
-            first = create(model.name, **model.config).fit(split.train)
+            first = ready(simulated.simulation.recommender, split.train)
             return simulated_task(store, run, first, split, settings.candidates or 0, **sizes, seed=seed)
