@@ -15,6 +15,7 @@ from workbench import WorkbenchError
 from workbench.prompts.templates import Template
 from workbench.prompts.versions import diff, kept, to_toml
 from workbench.report import DIFFERENCE_NOTE, EXITS, FIDELITY_NOTE, fidelity_rows, page_rows, subject
+from workbench.running import how_to_go_on
 from workbench.store import AgentRecord, Comparison, Evaluation, ItemRecord, PageRecord, PromptTrial, RunSummary, Store, usual_store
 
 TAKEN = "●"
@@ -81,8 +82,8 @@ def run_row(run: RunSummary) -> dict[str, object]:
 def show_run(store: Store, run: RunSummary) -> None:
     """What one run was, what it measured, and its agents."""
     st.header(run.id)
-    if run.message:
-        st.warning(run.message)
+    if trouble := " · ".join(filter(None, (run.message, how_to_go_on(store, run)))):
+        st.warning(trouble)
     calls = store.call_totals(run.id)
     simulated = [f"{run.agents} agents", f"{run.pages} pages"] if run.agents else []
     asked = [f"{calls.calls} model calls, {calls.cached} answered from the store"] if calls.calls else []

@@ -25,6 +25,10 @@ class AlreadyStoredError(DataError):
     """What a run stores once is there; where the writer had looked, another process does the same run."""
 
 
+class HeldError(AlreadyStoredError):
+    """Another process works on the run."""
+
+
 class UnknownNameError(WorkbenchError):
     """A name is not in a registry; the message lists the nearest and all known names."""
 

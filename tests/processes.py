@@ -17,6 +17,10 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(_HEAVY)
 
 
+SHORT_LEASE = 3.0
+"""Seconds without a sign of life after which tests take a process for dead."""
+
+
 class Child:
     """A function of a module in a process of its own, which heeds Ctrl-C; what it prints is kept in files of `folder`."""
 
@@ -49,9 +53,11 @@ class Child:
 
 
 def command_line(*arguments: str) -> None:
-    """`workbench ARGUMENTS`, for a child."""
+    """`workbench ARGUMENTS`, for a child, which is forgotten soon after it was killed."""
     from workbench.cli.main import run
+    from workbench.store import lease
 
+    lease.BEAT_SECONDS, lease.LEASE_SECONDS = 0.3, SHORT_LEASE
     sys.argv = ["workbench", *arguments]
     run()
 

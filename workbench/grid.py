@@ -202,6 +202,12 @@ def _run(store: Store, cell: Cell, settings: GridSettings, name: str, progress: 
     options = FitOptions(
         cell.split.valid if settings.early_stopping else None, checkpoints / cell.key[:16] if checkpoints else None, device=settings.device
     )
+    with store.working_on(run):
+        return _judged(store, cell, run, progress, options)
+
+
+def _judged(store: Store, cell: Cell, run: str, progress: Progress, options: FitOptions) -> Cell:
+    """Trains and evaluates, and records how that ended."""
     sink = store.sink(run)
     try:
         start = time.perf_counter()

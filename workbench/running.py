@@ -7,12 +7,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from recsys_core.errors import AlreadyStoredError, RunStoppedError, WorkbenchError
-from workbench.store import Status, Store, usual_store
+from workbench.store import RunSummary, Status, Store, usual_store
 
 
 @contextmanager
 def ended(store: Store, run: str) -> Iterator[None]:
-    """Records how a run ended, whatever ended it."""
+    """Works on a run, alone, and records how it ended, whatever ended it. Raises HeldError where another process works on it."""
+    with store.working_on(run):
+        with _recorded(store, run):
+            yield
+        store.record_status(run, "finished")
+
+
+@contextmanager
+def _recorded(store: Store, run: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
@@ -30,7 +38,6 @@ def ended(store: Store, run: str) -> Iterator[None]:
     except BaseException as error:
         _record(store, run, "failed", f"{type(error).__name__}: {error}")
         raise
-    store.record_status(run, "finished")
 
 
 @contextmanager
@@ -47,6 +54,15 @@ def marked(store: Store, run: str, resume: str) -> Iterator[None]:
     except WorkbenchError as error:
         hint = "" if "--resume" in str(error) else f" (run {run} keeps what it has; go on with: {again})"
         raise type(error)(f"{error}{hint}") from error
+
+
+def how_to_go_on(store: Store, run: RunSummary) -> str:
+    """What takes a run up that did not finish, in words; empty for one that did, or is at work."""
+    if run.status not in ("interrupted", "stopped", "failed"):
+        return ""
+    if run.kind in ("simulate", "optimize"):
+        return f"workbench {run.kind} --resume {run.id}{_elsewhere(store)}"
+    return "give its command again"
 
 
 def _elsewhere(store: Store) -> str:

@@ -77,27 +77,29 @@ def simulate(store: Store, experiment: Experiment, settings: SimulationSettings,
 def resume(store: Store, run: str, progress: Progress, llm: LLMSettings | None = None) -> Outcome:
     """Goes on with a run that stopped. llm: other bounds or another endpoint for the same model; what was stored is not asked again.
 
-    Raises DataError where the dataset, or a recommender that was trained before, is not the one the run began with.
+    Raises DataError where the dataset, or a recommender that was trained before, is not the one the run began with, and HeldError
+    where another process works on the run.
     """
     run = store.resolve(run, "simulate")
-    summary = store.run(run)
-    resolved = RunSettings(**summary.config)
-    if llm is not None:
-        resolved = resolved.model_copy(update={"simulation": resolved.simulation.model_copy(update={"llm": llm})})
-    dataset, split = load_split(resolved.data)
-    if (dataset.content_hash, split.content_hash) != (summary.dataset_hash, summary.split_hash):
-        raise DataError(
-            f"run {run} began on dataset {summary.dataset_hash[:12]}, {resolved.data.name!r} is now {dataset.content_hash[:12]}; "
-            "bring the old data back or start a new run"
-        )
-    if summary.status == "finished":
-        raise DataError(f"run {run} is finished; there is nothing to resume")
-    users = pick_users(split, resolved.simulation, resolved.seed)
-    resolved_model(store, resolved.simulation.recommender, split.train)
-    client = _agents_client(resolved.simulation, store)
-    store.record_status(run, "resumed")
-    with marked(store, run, "workbench simulate --resume"):
-        return _run(store, run, resolved, split, users, client, progress)
+    with store.working_on(run, progress):
+        summary = store.run(run)
+        resolved = RunSettings(**summary.config)
+        if llm is not None:
+            resolved = resolved.model_copy(update={"simulation": resolved.simulation.model_copy(update={"llm": llm})})
+        dataset, split = load_split(resolved.data)
+        if (dataset.content_hash, split.content_hash) != (summary.dataset_hash, summary.split_hash):
+            raise DataError(
+                f"run {run} began on dataset {summary.dataset_hash[:12]}, {resolved.data.name!r} is now {dataset.content_hash[:12]}; "
+                "bring the old data back or start a new run"
+            )
+        if summary.status == "finished":
+            raise DataError(f"run {run} is finished; there is nothing to resume")
+        users = pick_users(split, resolved.simulation, resolved.seed)
+        resolved_model(store, resolved.simulation.recommender, split.train)
+        client = _agents_client(resolved.simulation, store)
+        store.record_status(run, "resumed")
+        with marked(store, run, "workbench simulate --resume"):
+            return _run(store, run, resolved, split, users, client, progress)
 
 
 def pick_users(split: Split, settings: SimulationSettings, seed: int) -> Ints:

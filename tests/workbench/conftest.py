@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from recsys_core.data import Dataset
+from tests.processes import SHORT_LEASE
 from workbench.cli.main import run
+from workbench.store import lease
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -22,6 +24,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     """Runs one command line in this process: exit code, stdout, stderr."""
     monkeypatch.setenv("WORKBENCH_STORE", str(tmp_path / "store.sqlite"))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(lease, "LEASE_SECONDS", SHORT_LEASE)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["workbench", *arguments])

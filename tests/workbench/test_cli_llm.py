@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import signal
@@ -213,28 +212,32 @@ def test_interrupted_and_killed_runs_resume_without_asking_twice(log_file: Path,
         assert whole <= len(slow.requests) <= whole + 2 * 12
 
 
-def test_of_two_processes_that_resume_one_run_one_finishes_and_the_other_says_so(log_file: Path, tmp_path: Path) -> None:
-    both, turn = threading.Barrier(24), itertools.count()
+def test_of_two_processes_that_resume_one_run_the_second_is_refused_and_spends_nothing(log_file: Path, tmp_path: Path) -> None:
+    go_on = threading.Event()
 
-    def together(body: dict[str, Any]) -> Step:
-        """The first page's answers come when both processes have asked for all of them."""
-        if next(turn) < 24:
-            both.wait(60)
+    def waiting(body: dict[str, Any]) -> Step:
+        go_on.wait(60)
         return sensible(body)
 
-    with FaultServer(together) as server:
+    with FaultServer(waiting) as server:
         store = tmp_path / "store.sqlite"
         start = ["simulate", "--store", str(store), *spec(server), "--data", str(log_file), *AGENTS, "--max-tokens", "1"]
         assert Child(tmp_path, command_line, *start).end()[0] == 4
         resume = ["simulate", "--store", str(store), "--resume", "latest", *spec(server), "--max-tokens", "100000"]
-        twins = [Child(tmp_path, command_line, *resume) for _ in range(2)]
-        ends = sorted(twin.end() for twin in twins)
-    assert [code for code, _, _ in ends] == [0, 2]
+        first = Child(tmp_path, command_line, *resume)
+        while first.alive and len(server.requests) < 12:
+            time.sleep(0.01)
+        code, _, err = Child(tmp_path, command_line, *resume).end(60)
+        assert code == 2
+        assert "has just given a sign of life; wait for it, or end it" in one_line_error(err)
+        assert "go on with" not in err, "it is at work: nothing is to be resumed"
+        assert len(server.requests) == 12, "the second asked"
+        go_on.set()
+        assert first.end()[0] == 0
     with Store.open(store) as opened:
         (run,) = opened.runs()
         assert run.status == "finished"
-        assert f"another process works on run {run.id}, too, or has just finished it" in one_line_error(ends[1][2])
-        assert [event.status for event in opened.status(run.id)] == ["started", "stopped", "resumed", "resumed", "finished"]
+        assert [event.status for event in opened.status(run.id)] == ["started", "stopped", "resumed", "finished"]
 
 
 def command(store: Path, server: FaultServer, log_file: Path) -> list[str]:

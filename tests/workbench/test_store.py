@@ -178,8 +178,8 @@ def test_agents_already_there_are_left_as_they_are(store: Store) -> None:
     assert np.isnan(second.persona.mean_rating)
 
 
-@pytest.mark.parametrize("table", sorted(Base.metadata.tables))
-def test_the_database_refuses_changes_to_every_table(store: Store, table: str) -> None:
+@pytest.mark.parametrize("table", sorted(set(Base.metadata.tables) - {"run_lease"}))
+def test_the_database_refuses_changes_to_every_record(store: Store, table: str) -> None:
     run = store.start_run("simulate", "n", {}, 0, dataset())
     fill(store, run)
     column = next(iter(Base.metadata.tables[table].columns)).name

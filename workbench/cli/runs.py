@@ -14,6 +14,7 @@ import typer
 from recsys_core.errors import UnavailableError, missing_extra
 from workbench.cli import ui
 from workbench.report import DIFFERENCE_NOTE, page_rows, subject
+from workbench.running import how_to_go_on
 from workbench.store import Store
 
 
@@ -47,6 +48,7 @@ def _show(store: Store, run: str, json: bool) -> None:
     facts = {**vars(summary), "events": [vars(e) for e in events], "calls": vars(calls), "log_hash": log_hash, "evaluations": metrics}
     facts["comparisons"] = [vars(c) for c in comparisons]
     facts["page_totals"] = page_rows(store, run)
+    facts["to go on"] = how_to_go_on(store, summary)
     if json:
         return ui.print_json(facts)
     times = {f"{name} (UTC)": _when(getattr(summary, name)) for name in ("created", "updated")}

@@ -56,19 +56,21 @@ def run_search(store: Store, settings: OptimizeSettings, on_plan: Callable[[Plan
 def resume_search(store: Store, run: str, on_plan: Callable[[Plan], None], watch: Watch, llm: LLMSettings | None = None) -> Optimized:
     """Goes on with a search that stopped: it is replayed, and what was answered before is not asked again.
 
-    llm: other bounds, or another endpoint of the same model. Raises DataError where the rows are not those the run began with.
+    llm: other bounds, or another endpoint of the same model. Raises DataError where the rows are not those the run began with, and
+    HeldError where another process works on the run.
     """
     run = store.resolve(run, "optimize")
-    summary = store.run(run)
-    if summary.status == "finished":
-        raise DataError(f"run {run} is finished; there is nothing to resume")
-    settings, began = stored_settings(summary.config)
-    work = prepare(store, settings.model_copy(update={"llm": llm}) if llm else settings)
-    if work.task.content_hash != began:
-        raise DataError(f"run {run} began on rows {began[:12]}, they are now {work.task.content_hash[:12]}; bring the old ones back")
-    store.record_status(run, "resumed")
-    with marked(store, run, RESUME):
-        return _run(store, run, work, on_plan, watch)
+    with store.working_on(run):
+        summary = store.run(run)
+        if summary.status == "finished":
+            raise DataError(f"run {run} is finished; there is nothing to resume")
+        settings, began = stored_settings(summary.config)
+        work = prepare(store, settings.model_copy(update={"llm": llm}) if llm else settings)
+        if work.task.content_hash != began:
+            raise DataError(f"run {run} began on rows {began[:12]}, they are now {work.task.content_hash[:12]}; bring the old ones back")
+        store.record_status(run, "resumed")
+        with marked(store, run, RESUME):
+            return _run(store, run, work, on_plan, watch)
 
 
 def _run(store: Store, run: str, work: Work, on_plan: Callable[[Plan], None], watch: Watch) -> Optimized:

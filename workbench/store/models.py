@@ -1,8 +1,8 @@
 """The tables of the store: an append-only log of what ran, who saw what, and what was measured.
 
-Rows are only ever inserted; triggers made by the migrations refuse UPDATE and DELETE on every table. A run's state is therefore
-its last `run_event`, never a changed row. Dense ids are kept beside one dictionary a dataset hash, so that external ids and
-titles can be shown without the dataset at hand. All times are seconds since 1970 (UTC).
+Rows are only ever inserted; triggers made by the migrations refuse UPDATE and DELETE on every table but `run_lease`, which is no record.
+A run's state is therefore its last `run_event`, never a changed row. Dense ids are kept beside one dictionary a dataset hash, so that
+external ids and titles can be shown without the dataset at hand. All times are seconds since 1970 (UTC).
 """
 
 from __future__ import annotations
@@ -120,6 +120,15 @@ class RunEvent(Base):
     at: Mapped[Real]
     status: Mapped[Word]
     message: Mapped[Name]
+
+
+class LeaseRow(Base):
+    """Who works on a run (`workbench.store.lease`). renewed: its last sign of life by the database's clock, 0 once it was given up."""
+
+    __tablename__ = "run_lease"
+    run_id: Mapped[RunId] = mapped_column(primary_key=True)
+    holder: Mapped[Word]
+    renewed: Mapped[Real]
 
 
 class Agent(Base):

@@ -17,6 +17,7 @@ from agents.types import Persona
 from recsys_core.errors import UnknownNameError
 from simulators.events import Action, Exposure, PageRecord
 from workbench.store.database import Database
+from workbench.store.lease import lapsed
 from workbench.store.models import (
     ActionRow,
     Agent,
@@ -26,6 +27,7 @@ from workbench.store.models import (
     DatasetUser,
     EvaluationRow,
     ExposureRow,
+    LeaseRow,
     LlmCall,
     OpeningRow,
     Page,
@@ -250,12 +252,15 @@ class StoreReader:
 
         last = select(func.max(RunEvent.id)).where(RunEvent.run_id == Run.id).correlate(Run).scalar_subquery()
         written = select(func.max(Page.at)).where(Page.run_id == Run.id).correlate(Run).scalar_subquery()
+        abandoned = and_(RunEvent.status.in_(("started", "resumed")), lapsed(self._database))
+        status = case((abandoned, "interrupted"), else_=RunEvent.status)
         query = (
             select(
-                Run.__table__, RunEvent.status, RunEvent.message, RunEvent.at, written.label("written"),
+                Run.__table__, status.label("status"), RunEvent.message, RunEvent.at, written.label("written"),
                 func.coalesce(DatasetRow.name, "").label("dataset"), count(Agent).label("agents"), count(Page).label("pages"),
             )
             .join(RunEvent, RunEvent.id == last)
+            .outerjoin(LeaseRow, LeaseRow.run_id == Run.id)
             .outerjoin(DatasetRow, DatasetRow.hash == Run.dataset_hash)
             .where(*which)
             .order_by(Run.created.desc(), Run.id.desc())

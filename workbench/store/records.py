@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from recsys_core.data.jagged import Floats, Ints
 
 Status = Literal["started", "resumed", "finished", "stopped", "failed"]
+"""What a run event says."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,13 @@ class StatusEvent:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run with its present state and size. created, updated: seconds since 1970 (UTC); dataset: its name, empty where none was used."""
+    """A run with its present state and size. status: of its last event, but `interrupted` where that left it at work and nobody is: its
+    process was killed, or lost its machine. created, updated: seconds since 1970 (UTC); dataset: its name, empty where none was used."""
 
     id: str
     kind: str
     name: str
-    status: Status
+    status: Status | Literal["interrupted"]
     message: str
     created: float
     updated: float

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, inspect, text
 from recsys_core.errors import DataError
 from workbench.store.database import Database
 
-HEAD = "0003"
+HEAD = "0004"
 """Newest schema revision; revisions are numbered in the order in which they were made."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 _ADVISORY_LOCK = 7_165_502_873_640_011

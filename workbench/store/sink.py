@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import insert, select, tuple_
+from sqlalchemy import Connection, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
 from agents.chat.types import CallRecord
@@ -15,6 +17,7 @@ from agents.types import Persona
 from recsys_core.errors import AlreadyStoredError, DataError
 from simulators.events import Action, Exposure, PageRecord
 from workbench.store.database import Database
+from workbench.store.lease import check_held
 from workbench.store.models import ActionRow, Agent, ExposureRow, LlmCall, Page
 from workbench.store.queries import read_pages
 
@@ -22,11 +25,14 @@ from workbench.store.queries import read_pages
 class RunSink:
     """Appends to the run `run_id`. Safe to call from several threads; every call is one transaction.
 
+    holder: who holds the run's lease, which every call then checks (HeldError where it is lost); None for a run that nobody holds.
+
     All writers raise RunStoppedError where the store is full or cannot be written: what was stored stays; the message says how to resume.
     """
 
-    def __init__(self, database: Database, run_id: str) -> None:
+    def __init__(self, database: Database, run_id: str, holder: str | None = None) -> None:
         self.run_id = run_id
+        self._holder = holder
         self._database = database
         self._resume = f"go on with: workbench simulate --resume {run_id}"
 
@@ -34,7 +40,7 @@ class RunSink:
         """Registers the agents of the run; those already there are left as they are."""
         rows = [{"run_id": self.run_id, "user_id": int(p.user), "policy": policy, "persona": asdict(p)} for p in personas]
         if rows:
-            with self._database.write(self._resume) as connection:
+            with self._write() as connection:
                 connection.execute(self._database.insert_new(Agent), rows)
 
     def pages(self, records: list[PageRecord]) -> None:
@@ -48,7 +54,7 @@ class RunSink:
         for record in records:
             _check(record)
         try:
-            with self._database.write(self._resume) as connection:
+            with self._write() as connection:
                 new = insert(Page).returning(Page.id, sort_by_parameter_order=True)
                 ids = connection.execute(new, [self._page(record) for record in records]).scalars().all()
                 exposures = [_exposure(i, e) for i, record in zip(ids, records, strict=True) for e in record.exposures]
@@ -68,8 +74,15 @@ class RunSink:
     def calls(self, records: list[CallRecord]) -> None:
         """Appends model calls."""
         if records:
-            with self._database.write(self._resume) as connection:
+            with self._write() as connection:
                 connection.execute(insert(LlmCall), [{"run_id": self.run_id, **asdict(record)} for record in records])
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._database.write(self._resume) as connection:
+            if self._holder is not None:
+                check_held(connection, self.run_id, self._holder)
+            yield connection
 
     def _page(self, record: PageRecord) -> dict[str, Any]:
         return {

@@ -7,7 +7,8 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,9 +17,11 @@ from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 
 from recsys_core.errors import AlreadyStoredError, DataError, UnknownNameError
+from recsys_core.progress import Progress, silent
 from workbench.store.cache import StoreCache
 from workbench.store.code_version import code_version
 from workbench.store.database import Database
+from workbench.store.lease import first_lease, held
 from workbench.store.models import (
     ComparisonRow,
     DatasetItem,
@@ -43,6 +46,11 @@ if TYPE_CHECKING:
 
 class Store(StoreReader):
     """A store, open for reading and writing; threads and processes may share one. Close it, or use it as a context manager."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._holder = secrets.token_hex(8)
+        self._held: set[str] = set()
 
     @classmethod
     def open(cls, target: str | Path, create: bool = True) -> Self:
@@ -93,7 +101,25 @@ class Store(StoreReader):
             }  # fmt: skip
             connection.execute(insert(Run), row)
             connection.execute(insert(RunEvent), {"run_id": run_id, "at": now, "status": "started", "message": ""})
+            first_lease(connection, self._database, run_id, self._holder)
         return run_id
+
+    @contextmanager
+    def working_on(self, run: str, progress: Progress = silent) -> Iterator[None]:
+        """Keeps a run to this process: others are refused, and see that it lives. What a sink writes meanwhile is refused once it is lost.
+
+        Raises HeldError where another process works on the run, which takes some seconds to tell, `LEASE_SECONDS` after a kill.
+        """
+        run_id = self.resolve(run)
+        if run_id in self._held:
+            yield
+            return
+        with held(self._database, run_id, self._holder, progress):
+            self._held.add(run_id)
+            try:
+                yield
+            finally:
+                self._held.discard(run_id)
 
     def record_status(self, run: str, status: Status, message: str = "") -> None:
         """Appends a change of a run's state."""
@@ -103,7 +129,8 @@ class Store(StoreReader):
 
     def sink(self, run: str) -> RunSink:
         """Where a simulation writes the events of a run."""
-        return RunSink(self._database, self.resolve(run))
+        run_id = self.resolve(run)
+        return RunSink(self._database, run_id, self._holder if run_id in self._held else None)
 
     def response_cache(self) -> StoreCache:
         """Model answers by content address, shared by all runs of this store."""
