@@ -16,7 +16,7 @@ from workbench.prompts.templates import Template
 from workbench.prompts.versions import diff, kept, to_toml
 from workbench.report import DIFFERENCE_NOTE, EXITS, FIDELITY_NOTE, fidelity_rows, page_rows, subject
 from workbench.running import how_to_go_on
-from workbench.store import AgentRecord, Comparison, Evaluation, ItemRecord, PageRecord, PromptTrial, RunSummary, Store, usual_store
+from workbench.store import AgentRecord, Comparison, Evaluation, ItemRecord, PageRecord, PromptTrial, RunSummary, StoreReader, usual_store
 
 TAKEN = "●"
 FIGURES = ("mean", "value", "low", "high", "difference", "p", "take rate", "mean rating")
@@ -34,7 +34,7 @@ def main() -> None:
     title.title("Recommender workbench")
     target = where.text_input("Store", store_argument(), help="SQLite file or postgresql+psycopg:// URL")
     try:
-        with Store.open(target, create=False) as store:
+        with StoreReader.open(target) as store:
             show_store(store)
     except WorkbenchError as error:
         st.error(str(error))
@@ -47,7 +47,7 @@ def store_argument() -> str:
     return str(parser.parse_known_args()[0].store)
 
 
-def show_store(store: Store) -> None:
+def show_store(store: StoreReader) -> None:
     """The list of runs and the chosen one."""
     runs = store.runs()
     if not runs:
@@ -79,7 +79,7 @@ def run_row(run: RunSummary) -> dict[str, object]:
     }
 
 
-def show_run(store: Store, run: RunSummary) -> None:
+def show_run(store: StoreReader, run: RunSummary) -> None:
     """What one run was, what it measured, and its agents."""
     st.header(run.id)
     if trouble := " · ".join(filter(None, (run.message, how_to_go_on(store, run)))):
@@ -154,7 +154,7 @@ def named(e: Evaluation, with_part: bool) -> list[str]:
     return [*who, *([e.part] if with_part else [])]
 
 
-def show_search(store: Store, run: RunSummary) -> None:
+def show_search(store: StoreReader, run: RunSummary) -> None:
     """A prompt search: what it tried in order, how start and favourite differ, and each template beside the one it was made from."""
     st.subheader("Prompt search")
     templates = {row.id: template for row, template in kept(store)}
@@ -190,7 +190,7 @@ def trial_row(trial: PromptTrial, template: Template) -> dict[str, object]:
     }  # fmt: skip
 
 
-def show_agent(store: Store, run: RunSummary, agents: list[AgentRecord]) -> None:
+def show_agent(store: StoreReader, run: RunSummary, agents: list[AgentRecord]) -> None:
     """One agent's persona and the pages it saw."""
     st.subheader("Agents")
     agent = st.selectbox("Agent", agents, format_func=lambda a: f"user {a.external} · {a.policy}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from recsys_core.errors import DataError, RunStoppedError
 from recsys_core.files import atomic_file
-from workbench.store import AgentRecord, ItemRecord, Store
+from workbench.store import AgentRecord, ItemRecord, StoreReader
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +34,7 @@ class Exported:
     rows: int
 
 
-def export_run(store: Store, run: str, folder: Path, kind: Format = "parquet", personas: bool = False) -> Exported:
+def export_run(store: StoreReader, run: str, folder: Path, kind: Format = "parquet", personas: bool = False) -> Exported:
     """Writes the interactions of a run to `folder/RUN/RUN.parquet`, or to `RUN.inter` and `RUN.item` there, with `RUN.json` beside them.
 
     RUN.json holds the provenance: run, hashes, code version, counts, SHA-256 of the log. Each file appears whole or not at all.
@@ -64,7 +64,9 @@ def export_run(store: Store, run: str, folder: Path, kind: Format = "parquet", p
     return Exported(summary.id, (*files, sidecar), table.num_rows)
 
 
-def interactions_table(store: Store, run: str, items: dict[int, ItemRecord], agents: list[AgentRecord], personas: bool = False) -> pa.Table:
+def interactions_table(
+    store: StoreReader, run: str, items: dict[int, ItemRecord], agents: list[AgentRecord], personas: bool = False
+) -> pa.Table:
     """The interactions of a run as an Arrow table by user and step, with external ids and titles where its dataset has them."""
     import pyarrow as pa
 

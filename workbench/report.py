@@ -12,7 +12,7 @@ from recsys_core import Comparison, Evaluation
 from workbench.loop import Trained
 from workbench.simulate import Outcome
 from workbench.store import Evaluation as StoredEvaluation
-from workbench.store import RunSummary, Store
+from workbench.store import RunSummary, StoreReader
 
 FIDELITY_NOTE = (
     "AUC: telling a user's latest real items from others, 0.5 is chance; popularity is the floor, EASE a reference. "
@@ -87,7 +87,7 @@ EXITS = {"policy": "chose to leave", "hazard": "fatigue", "pages": "page limit",
 """Why a session ended with a page (`simulators.events.PageRecord`), as it is shown."""
 
 
-def page_rows(store: Store, run: str) -> list[dict[str, Any]]:
+def page_rows(store: StoreReader, run: str) -> list[dict[str, Any]]:
     """One row a page number of a simulation run: who reached it, what they took there, and why sessions ended with it."""
     totals = store.page_totals(run)
     reasons = [why for why in EXITS if any(why in t.exits for t in totals)]

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from recsys_core.errors import AlreadyStoredError, RunStoppedError, WorkbenchError
-from workbench.store import RunSummary, Status, Store, usual_store
+from workbench.store import RunSummary, Status, Store, StoreReader, usual_store
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def marked(store: Store, run: str, resume: str) -> Iterator[None]:
         raise type(error)(f"{error}{hint}") from error
 
 
-def how_to_go_on(store: Store, run: RunSummary) -> str:
+def how_to_go_on(store: StoreReader, run: RunSummary) -> str:
     """What takes a run up that did not finish, in words; empty for one that did, or is at work."""
     if run.status not in ("interrupted", "stopped", "failed"):
         return ""
@@ -65,7 +65,7 @@ def how_to_go_on(store: Store, run: RunSummary) -> str:
     return "give its command again"
 
 
-def _elsewhere(store: Store) -> str:
+def _elsewhere(store: StoreReader) -> str:
     """The option that names the store, where a command would take another one without it."""
     usual = usual_store()
     return "" if "://" in usual or str(Path(usual).absolute()) == store.where else f" --store {store.where}"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,6 +67,21 @@ def started(arguments: Sequence[str]) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+
+
+@contextmanager
+def as_nobody() -> Iterator[Path]:
+    """A folder of one's own outside pytest's, and the rights of a common user: the superuser may write anywhere."""
+    folder, user = Path(tempfile.mkdtemp()), os.geteuid()
+    try:
+        if user == 0:
+            os.chown(folder, 65534, 65534)
+            os.seteuid(65534)
+        yield folder
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
 
 
 def one_line_error(err: str) -> str:

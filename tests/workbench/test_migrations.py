@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +26,7 @@ from agents.types import Persona
 from recsys_core.errors import DataError, UnavailableError, WorkbenchError
 from simulators.events import Action, Exposure, PageRecord
 from tests.processes import Child
+from tests.workbench.conftest import as_nobody
 from workbench.store import CallTotals, Store
 from workbench.store.models import Base
 from workbench.store.schema import HEAD, MIGRATIONS
@@ -156,23 +155,11 @@ def test_a_target_that_cannot_be_a_store_is_one_clear_line(tmp_path: Path, targe
     assert "secret" not in str(error.value)
 
 
-@pytest.mark.parametrize("existing", [False, True])
-def test_an_unwritable_folder_is_refused(existing: bool) -> None:
-    folder = Path(tempfile.mkdtemp())
-    path, user = folder / "s.sqlite", os.geteuid()
-    if existing:
-        Store.open(path).close()
-        path.chmod(0o444)
-    folder.chmod(0o555)
-    try:
-        if user == 0:  # the superuser may write anywhere, so the test goes on as nobody
-            os.seteuid(65534)
+def test_an_unwritable_folder_is_refused() -> None:
+    with as_nobody() as folder:
+        folder.chmod(0o555)
         with pytest.raises(DataError, match="make file and folder writable"):
-            Store.open(path)
-    finally:
-        os.seteuid(user)
-        folder.chmod(0o755)
-        shutil.rmtree(folder)
+            Store.open(folder / "s.sqlite")
 
 
 def test_a_reader_does_not_create_a_store(tmp_path: Path) -> None:

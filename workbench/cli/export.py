@@ -23,7 +23,7 @@ def export(
 
     Example: workbench export latest --format recbole --out exports
     """
-    with ui.opened(store, create=False) as handle:
+    with ui.reading(store) as handle:
         written = export_run(handle, handle.resolve(run, "simulate"), out, kind, personas)  # type: ignore[arg-type]
     if json:
         return ui.print_json({"run": written.run, "rows": written.rows, "files": [str(f) for f in written.files]})

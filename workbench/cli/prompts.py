@@ -41,7 +41,7 @@ def list_(
     json: ui.JsonOption = False,
 ) -> None:
     """List the built-in templates and those of the store, oldest first."""
-    with ui.opened(store) as handle:
+    with ui.reading(store, create=True) as handle:
         stored = kept(handle, name)
     versions = {row.id: template.version for row, template in stored}
     rows = [(t.name, t.version, t.kind, t.author, "", 0.0) for t in STARTING.values() if name in ("", t.name)]
@@ -58,7 +58,7 @@ def show(key: KeyArgument, store: ui.StoreOption = ui.DEFAULT_STORE, json: ui.Js
 
     Example: workbench prompts show likelihood > mine.toml
     """
-    with ui.opened(store) as handle:
+    with ui.reading(store, create=True) as handle:
         template = resolve(handle, key)
     if json:
         settings = {name: getattr(template, name) for name in template.__dataclass_fields__}
@@ -74,7 +74,7 @@ def diff_(
     json: ui.JsonOption = False,
 ) -> None:
     """Show what changed from one template to another, section by section."""
-    with ui.opened(store) as handle:
+    with ui.reading(store, create=True) as handle:
         changed = diff(*(resolve(handle, key) for key in (a, b)))
     if json:
         return ui.print_json(changed)
@@ -163,7 +163,7 @@ def compare(
     """
     if part not in ("test", "fresh"):
         raise DataError(f"part is {part!r}; it must be 'test' or 'fresh'")
-    with ui.opened(store, create=False) as handle:
+    with ui.reading(store) as handle:
         found = compare_searches(handle, runs, metric, part)
     if json:
         shown = ("run", "optimizer", "questions", "template", "value", "low", "high")
@@ -187,7 +187,7 @@ def compare(
 @app.command()
 def openings(store: ui.StoreOption = ui.DEFAULT_STORE, json: ui.JsonOption = False) -> None:
     """List who opened which sealed test rows, when, why, and for which template."""
-    with ui.opened(store, create=False) as handle:
+    with ui.reading(store) as handle:
         found = handle.openings()
     if json:
         return ui.print_json([asdict(opening) for opening in found])

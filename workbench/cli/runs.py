@@ -15,7 +15,7 @@ from recsys_core.errors import UnavailableError, missing_extra
 from workbench.cli import ui
 from workbench.report import DIFFERENCE_NOTE, page_rows, subject
 from workbench.running import how_to_go_on
-from workbench.store import Store
+from workbench.store import StoreReader
 
 
 def runs(
@@ -29,7 +29,7 @@ def runs(
 
     workbench runs latest --json
     """
-    with ui.opened(store, create=False) as handle:
+    with ui.reading(store) as handle:
         if run:
             return _show(handle, run, json)
         summaries = handle.runs()
@@ -39,7 +39,7 @@ def runs(
     return ui.table(f"Runs in {store}", ["run", "what", "experiment", "status", "dataset", "agents", "pages"], rows)
 
 
-def _show(store: Store, run: str, json: bool) -> None:
+def _show(store: StoreReader, run: str, json: bool) -> None:
     summary, calls = store.run(run), store.call_totals(run)
     evaluations, comparisons, events = store.evaluations(run), store.comparisons(run), store.status(run)
     log_hash = store.log_hash(run) if summary.agents else ""
@@ -84,7 +84,7 @@ def dashboard(
     page = Path(__file__).resolve().parents[2] / "app.py"
     if not page.is_file():
         raise UnavailableError(f"the dashboard page {page} is missing; run the dashboard from a checkout of the project")
-    with ui.opened(store, create=False):
+    with ui.reading(store):
         pass
     command = [sys.executable, "-m", "streamlit", "run", str(page), "--server.port", str(port), "--server.address", "localhost"]
     options = ["--server.headless", "true", "--browser.gatherUsageStats", "false"]

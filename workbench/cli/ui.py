@@ -26,7 +26,7 @@ from workbench.loop import BASE
 from workbench.prompts.channel import ranking_through
 from workbench.prompts.recommender import LLMRanker
 from workbench.store import DEFAULT_STORE as DEFAULT_STORE  # of every command
-from workbench.store import Store
+from workbench.store import Store, StoreReader
 from workbench.tables import Figure, Table, render
 
 StoreOption = Annotated[str, typer.Option("--store", envvar="WORKBENCH_STORE", help="SQLite file or postgresql+psycopg:// URL.")]
@@ -60,6 +60,13 @@ def step(title: str) -> Iterator[Progress]:
 def opened(store: str, create: bool = True) -> Iterator[Store]:
     """A store for the length of a command."""
     with Store.open(store, create) as handle:
+        yield handle
+
+
+@contextmanager
+def reading(store: str, create: bool = False) -> Iterator[StoreReader]:
+    """A store for the length of a command that only looks; one that cannot be written will do."""
+    with StoreReader.open(store, create) as handle:
         yield handle
 
 

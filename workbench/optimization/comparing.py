@@ -11,7 +11,7 @@ from recsys_core.errors import DataError
 from recsys_core.evaluation import Comparison, compare, holm
 from recsys_core.evaluation import Evaluation as Measured
 from workbench.optimization.settings import stored_settings
-from workbench.store import Evaluation, Store
+from workbench.store import Evaluation, StoreReader
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Compared:
     adjusted: float
 
 
-def compare_searches(store: Store, runs: Sequence[str], metric: str = "MRR", part: str = "test", seed: int = 0) -> list[Compared]:
+def compare_searches(store: StoreReader, runs: Sequence[str], metric: str = "MRR", part: str = "test", seed: int = 0) -> list[Compared]:
     """The favourites of finished searches on the `test` or `fresh` rows, in the order given.
 
     Raises DataError for searches that were measured on other rows, whose part stayed sealed, or that lack the metric.

@@ -14,7 +14,7 @@ from workbench.prompts.starting import STARTING
 from workbench.prompts.templates import SECTIONS, Template
 
 if TYPE_CHECKING:
-    from workbench.store import PromptVersion, Store
+    from workbench.store import PromptVersion, Store, StoreReader
 
 _SETTINGS = tuple(name for name in Template.__dataclass_fields__ if name not in SECTIONS)
 _LISTS = ("fields", "parents")
@@ -89,7 +89,7 @@ def keep(store: Store, template: Template) -> PromptVersion:
     return Shelf(store).keep(template)
 
 
-def kept(store: Store, name: str = "") -> list[tuple[PromptVersion, Template]]:
+def kept(store: StoreReader, name: str = "") -> list[tuple[PromptVersion, Template]]:
     """The templates in a store, or those of one name, oldest first. Prompts of other kinds are left out."""
     found = []
     for row in store.prompts(name):
@@ -100,7 +100,7 @@ def kept(store: Store, name: str = "") -> list[tuple[PromptVersion, Template]]:
     return found
 
 
-def find(store: Store, key: str) -> Template:
+def find(store: StoreReader, key: str) -> Template:
     """The template of a row id, a version, a unique beginning of either, or the latest of a name. Raises UnknownNameError."""
     rows = kept(store)
     named = [template for row, template in rows if row.name == key]
@@ -114,7 +114,7 @@ def find(store: Store, key: str) -> Template:
     raise UnknownNameError(f"template {key!r} {problem}; store {store.where} has {', '.join(names) or 'none'}")
 
 
-def resolve(store: Store, key: str) -> Template:
+def resolve(store: StoreReader, key: str) -> Template:
     """The template of a TOML file, of a starting template's name, or of anything `find` knows, looked for in this order.
 
     Raises DataError for a file that cannot be read and UnknownNameError for what is nowhere.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Insert, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
@@ -28,7 +29,10 @@ def usual_store() -> str:
 
 
 class Database:
-    """An engine and its transactions. `where` is how errors call it: a path, or a URL without its password."""
+    """An engine and its transactions. `where` is how errors call it: a path, or a URL without its password.
+
+    read_only: a file that is there and cannot be written, or whose folder cannot; it is read without a trace.
+    """
 
     def __init__(self, target: str | Path, create: bool = True) -> None:
         """Connects; raises DataError for a target that cannot be a store, UnavailableError for a server that does not answer."""
@@ -37,12 +41,13 @@ class Database:
         self.where = str(self.file) if self.file else self.url.render_as_string(hide_password=True)
         if self.file:
             _check_file(self.file, create)
+        self.read_only = self.file is not None and self.file.exists() and not _writable(self.file)
         try:
-            self.engine = create_engine(self.url)
+            self.engine = create_engine(_read_only(self.file) if self.file and self.read_only else self.url)
         except ModuleNotFoundError as error:
             raise missing_extra("psycopg", "postgres", "a PostgreSQL store") from error
         if self.file:
-            event.listen(self.engine, "connect", _configure_sqlite)
+            event.listen(self.engine, "connect", _configure_reader if self.read_only else _configure_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
 
     @contextmanager
@@ -54,10 +59,16 @@ class Database:
     @contextmanager
     def write(self, resume: str = "") -> Iterator[Connection]:
         """A transaction that is kept whole or not at all; `resume` tells a person how to go on where it cannot be kept."""
+        self.check_writable()
         with self._explained("written", resume), self.engine.connect() as plain:
             connection = plain.execution_options(writes=True)
             with connection.begin():
                 yield connection
+
+    def check_writable(self) -> None:
+        """Raises DataError for a file that can only be read."""
+        if self.read_only:
+            raise DataError(f"store {self.where} can be read, not written; make file and folder writable or name another --store")
 
     def insert_new(self, table: type[Base]) -> Insert:
         """An INSERT that leaves rows already present as they are."""
@@ -87,6 +98,8 @@ class Database:
             return DataError(f"store {self.where} is not a readable SQLite database ({reason}); restore a copy or name another --store")
         if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
             return DataError(f"store {self.where} cannot be {done} ({reason}); make file and folder writable or name another --store")
+        if code in ("25006", "42501"):
+            return DataError(f"store {self.where} cannot be {done} ({reason}); ask for the right to write, or name another --store")
         if code.startswith("SQLITE_BUSY"):
             return RunStoppedError(f"store {self.where} was locked by another process for {BUSY_SECONDS} s; end it, then {again}")
         if isinstance(error, OperationalError) and not code.startswith("SQLITE_ERROR"):
@@ -120,6 +133,34 @@ def _check_file(file: Path, create: bool) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"store folder {file.parent} cannot be made ({error.strerror}); name another --store") from error
+
+
+def _writable(file: Path) -> bool:
+    """Whether SQLite may change a file that is there; for that it must make others beside it, too."""
+    try:
+        with file.open("r+b"):
+            pass
+    except OSError:
+        return False
+    return os.access(file.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _read_only(file: Path) -> URL:
+    """Opens a file without a lock and without the files that WAL mode keeps beside it, which cannot be made.
+
+    Where they are there and hold something, somebody writes, or was killed: then they are read, as they must be. `immutable` would pass
+    them by; without it, SQLite opens no file of WAL mode in a folder that it cannot write.
+    """
+    log = file.with_name(f"{file.name}-wal")
+    query = {"mode": "ro", "uri": "true"} | ({} if log.exists() and log.stat().st_size else {"immutable": "1"})
+    return URL.create("sqlite", database=f"file:{quote(str(file))}", query=query)
+
+
+def _configure_reader(connection: sqlite3.Connection, record: Any) -> None:
+    """Settings of one connection to a file that can only be read."""
+    connection.isolation_level = None
+    for setting in (f"busy_timeout={BUSY_SECONDS * 1000}", "query_only=ON"):
+        _set(connection, setting)
 
 
 def _configure_sqlite(connection: sqlite3.Connection, record: Any) -> None:

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, select
 
@@ -50,15 +51,48 @@ from workbench.store.records import (
     RunSummary,
     StatusEvent,
 )
+from workbench.store.schema import ensure_schema
 
 _USERS_A_QUERY = 500
 
 
 class StoreReader:
-    """The reading half of a store. Wherever a run is asked for, its id, a unique beginning of it, or `latest` will do."""
+    """The reading half of a store. Wherever a run is asked for, its id, a unique beginning of it, or `latest` will do.
+
+    Close it, or use it as a context manager.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    @classmethod
+    def open(cls, target: str | Path, create: bool = False) -> Self:
+        """Opens an SQLite file or a `postgresql+psycopg://` URL, and creates or upgrades its tables; what cannot be written is only read.
+
+        create: make a missing file; otherwise a missing file is an error. Raises DataError for what is not a store or was written by a
+        newer version, and UnavailableError for a server that does not answer.
+        """
+        database = Database(target, create)
+        ensure_schema(database)
+        return cls(database)
+
+    @property
+    def where(self) -> str:
+        """The file, or the URL without its password."""
+        return self._database.where
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._database.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.where!r})"
 
     def resolve(self, run: str, kind: str = "") -> str:
         """The full id of a run, among those of one `kind` where given. Raises UnknownNameError with the nearest and how to list them."""

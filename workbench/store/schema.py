@@ -20,11 +20,17 @@ def ensure_schema(database: Database) -> None:
     """Creates or upgrades the tables; one query where they are current already.
 
     The upgrade is one transaction under the database's own write lock, so a process that comes second waits and finds it done,
-    and one that is killed leaves the old schema. Raises DataError for a database of something else or of a newer version.
+    and one that is killed leaves the old schema. Raises DataError for a database of something else or of a newer version, and
+    for an older one that can only be read.
     """
     with database.read() as connection:
-        if _version(connection, database.where) == HEAD:
+        if (found := _version(connection, database.where)) == HEAD:
             return
+    if database.read_only:
+        raise DataError(
+            f"store {database.where} has schema {found or 'none'}, this version reads {HEAD} and cannot upgrade what it cannot write; "
+            "make file and folder writable, or copy the store to where they are"
+        )
     with database.write() as connection:
         if not database.file:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})

@@ -36,7 +36,6 @@ from workbench.store.models import (
 )
 from workbench.store.queries import StoreReader
 from workbench.store.records import Comparison, Evaluation, Opening, PromptTrial, PromptVersion, Status
-from workbench.store.schema import ensure_schema
 from workbench.store.sink import RunSink
 
 if TYPE_CHECKING:
@@ -54,32 +53,10 @@ class Store(StoreReader):
 
     @classmethod
     def open(cls, target: str | Path, create: bool = True) -> Self:
-        """Opens an SQLite file or a `postgresql+psycopg://` URL, and creates or upgrades its tables.
-
-        create: make a missing file; otherwise a missing file is an error. Raises DataError for what is not a store, was written by a newer
-        version, or cannot be written, and UnavailableError for a server that does not answer.
-        """
-        database = Database(target, create)
-        ensure_schema(database)
-        return cls(database)
-
-    @property
-    def where(self) -> str:
-        """The file, or the URL without its password."""
-        return self._database.where
-
-    def close(self) -> None:
-        """Closes all connections."""
-        self._database.engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"Store({self.where!r})"
+        """As `StoreReader.open`; raises DataError for what cannot be written, too, before anything is done."""
+        store = super().open(target, create)
+        store._database.check_writable()
+        return store
 
     def start_run(
         self, kind: str, name: str, config: dict[str, Any], seed: int, dataset: Dataset | None = None, split: Split | None = None
