@@ -113,6 +113,8 @@ def subject(run: RunSummary) -> str:
             return f"{agents} agents on {simulation['recommender']['name']}{leak}"
         if run.kind == "optimize":
             return f"{config['optimizer']}, {config['llm']['spec']}"
+        if run.kind == "test":
+            return f"{' against '.join(config['names'])}, {config['llm']['spec']}"
         if run.kind == "cell":
             return f"{config['model']}, seed {config['seed']}"
         models = config["loop"]["models"] if run.kind == "augment" else config.get("baselines") or config["models"]

@@ -267,13 +267,41 @@ def test_a_template_is_tested_for_a_reason_beside_another_that_shows_the_same(cl
     assert found["openings"] == 1
     assert set(found["difference"]["MRR"]) == {"value", "low", "high", "p"}
     assert len(server.requests) == 24
+    stored = json.loads(cli("runs", found["run"], "--json")[1])
+    assert (stored["kind"], stored["status"], stored["calls"]["calls"], stored["calls"]["cached"]) == ("test", "finished", 24, 0)
+    assert stored["calls"]["prompt_tokens"] == found["calls"]["prompt_tokens"] > 0
+    kept = {(e["arm"], e["metric"]): (e["mean"], e["low"], e["high"]) for e in stored["evaluations"]}
+    assert kept["template", "MRR"] == pytest.approx([found["template"]["MRR"][name] for name in ("value", "low", "high")], abs=1e-6)
+    assert {arm for arm, _ in kept} == {"template", "against", "baseline"}
+    assert stored["comparisons"][0]["difference"] == found["difference"][stored["comparisons"][0]["metric"]]["value"]
+    assert "against recprompt" in cli("runs")[1]
+    again = json.loads(cli(*test, "--reason", "once more", "--against", "recprompt", "--json")[1])
+    calls = json.loads(cli("runs", again["run"], "--json")[1])["calls"]
+    assert (calls["calls"], calls["cached"], calls["cost"], len(server.requests)) == (24, 24, 0, 24)
     code, _, err = cli(*test, "--reason", " ")
     assert code == 2
     assert "opened for no reason" in one_line_error(err)
     code, _, err = cli(*test, "--reason", "a test", "--against", "likelihood")
     assert code == 2
     assert "gives no likelihoods" in one_line_error(err)
-    assert len(json.loads(cli("prompts", "openings", "--json")[1])) == 1
+    assert len(json.loads(cli("prompts", "openings", "--json")[1])) == 2
+    assert len(json.loads(cli("runs", "--json")[1])) == 2, "what is refused leaves no run"
+
+
+def test_a_test_that_is_stopped_keeps_what_it_asked(filmed: Path, tmp_path: Path) -> None:
+    with FaultServer(lambda body: delayed(model(body), 0.2)) as slow:
+        store = tmp_path / "store.sqlite"
+        test = ("prompts", "test", "plain", f"po4isr:{filmed}", "--llm", f"vllm:test@{slow.url}", "--test", "12", "--reason", "a test")
+        child = Child(tmp_path, command_line, *test, "--max-calls", "7", "--store", str(store))
+        code, _, err = child.end(60)
+        assert code == 4, err
+        asked = len(slow.requests)
+        with Store.open(store) as opened:
+            (run,) = opened.runs()
+            assert (run.kind, run.status) == ("test", "stopped")
+            assert opened.call_totals(run.id).calls == asked == 7
+        assert Child(tmp_path, command_line, *test, "--store", str(store)).end(60)[0] == 0
+        assert len(slow.requests) == 12, "what was answered is not asked again"
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,8 @@ def measure_(
 ) -> None:
     """Measure a template on sealed test rows beside baselines without a model; the opening is written down first.
 
+    Figures and model calls are kept as a run: workbench runs latest.
+
     Example: workbench prompts test likelihood po4isr:data/po4isr/games --test 300 --reason "the table of our report"
     """
     chosen = ui.names(metrics)
@@ -131,7 +133,7 @@ def measure_(
     if json:
         return ui.print_json(
             {
-                "task": found.task.name, "test_hash": found.task.test.content_hash, "openings": len(openings),
+                "run": found.run, "task": found.task.name, "test_hash": found.task.test.content_hash, "openings": len(openings),
                 "template": {"version": template.version, **measured_facts(found.measured)},
                 "against": measured_facts(found.against) if found.against else None,
                 "difference": {name: difference_facts(c) for name, c in found.differences.items()},
@@ -144,7 +146,9 @@ def measure_(
         signed = [ui.interval(c.difference, c.low, c.high, signed=True) for c in found.differences.values()]
         cells.append(["difference", *signed])
     title = f"{len(found.measured.rows)} test rows of {found.task.name}"
-    return ui.table(title, ["ranked by", *chosen], cells, f"{found.rates}. These rows were opened {ui.times(len(openings))}.")
+    return ui.table(
+        title, ["ranked by", *chosen], cells, f"{found.rates}. These rows were opened {ui.times(len(openings))}; run {found.run}."
+    )
 
 
 @app.command()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 
+from recsys_core.evaluation import Comparison as Found
 from workbench.prompts.metrics import Measured
 from workbench.prompts.optimize import Report
 from workbench.prompts.trials import Trial
@@ -53,6 +55,21 @@ def keep_results(store: Store, run: str, optimizer: str, seed: int, report: Repo
     if not store.comparisons(run):
         store.add_comparisons(run, comparisons)
     store.add_evaluations(run, rows)
+
+
+def keep_test(
+    store: Store, run: str, seed: int, measured: Sequence[Measured], baselines: Sequence[Measured], differences: Mapping[str, Found]
+) -> None:
+    """The first template on the test rows, and the second where there is one, as arms `template` and `against`, beside baselines."""
+    arms = [*zip(("template", "against"), measured, strict=False), *(("baseline", m) for m in baselines)]
+    store.add_evaluations(run, [row for arm, m in arms for row in _evaluations(seed, "test", arm, m)])
+    store.add_comparisons(
+        run,
+        [
+            Comparison(measured[0].name, "against", "template", "test", c.metric, c.difference, c.low, c.high, c.p_value)
+            for c in differences.values()
+        ],
+    )
 
 
 def _evaluations(seed: int, part: str, arm: str, measured: Measured) -> list[Evaluation]:
