@@ -55,8 +55,10 @@ def show_store(store: StoreReader) -> None:
         return
     st.subheader(f"{len(runs)} runs")
     show_table([run_row(r) for r in runs])
-    chosen = st.selectbox("Run", runs, format_func=lambda r: " · ".join(filter(None, (r.id, subject(r), r.status))))
-    show_run(store, chosen)
+    # Chosen by id: a choice outlives a click, and the run as it was then would be shown for the run as it is.
+    known = {run.id: run for run in runs}
+    chosen = st.selectbox("Run", list(known), format_func=lambda i: " · ".join(filter(None, (i, subject(known[i]), known[i].status))))
+    show_run(store, known[chosen])
 
 
 def show_table(rows: list[dict[str, object]]) -> None:
@@ -88,7 +90,7 @@ def show_run(store: StoreReader, run: RunSummary) -> None:
     simulated = [f"{run.agents} agents", f"{run.pages} pages"] if run.agents else []
     asked = [f"{calls.calls} model calls, {calls.cached} answered from the store"] if calls.calls else []
     st.text(" · ".join(filter(None, (run.status, subject(run), run.dataset, f"seed {run.seed}", *simulated, *asked))))
-    if pages := page_rows(store, run.id):
+    if pages := pages_of(store, store.where, run.id, run.pages):
         show_table(pages)
     if run.kind == "optimize":
         show_search(store, run)
@@ -96,11 +98,24 @@ def show_run(store: StoreReader, run: RunSummary) -> None:
         show_comparisons(comparisons)
     if evaluations := store.evaluations(run.id):
         show_metrics(evaluations, fidelity_rows(evaluations))
-    agents = store.agents(run.id)
+    agents = agents_of(store, store.where, run.id, run.agents)
     if agents:
         show_agent(store, run, agents)
     with st.expander("Configuration and hashes"):
         st.json({"dataset": run.dataset_hash, "split": run.split_hash, "code": run.code_version, "seed": run.seed, "config": run.config})
+
+
+# A run only grows, so how much it has says which state of it this is: a click need not count it again.
+@st.cache_data(show_spinner=False, max_entries=32)
+def pages_of(_store: StoreReader, where: str, run: str, pages: int) -> list[dict[str, object]]:
+    """`page_rows` of a run with so many pages."""
+    return page_rows(_store, run)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def agents_of(_store: StoreReader, where: str, run: str, agents: int) -> list[AgentRecord]:
+    """The agents of a run with so many."""
+    return _store.agents(run)
 
 
 def show_metrics(evaluations: list[Evaluation], fidelity: list[dict[str, object]]) -> None:
@@ -212,7 +227,7 @@ def show_page(page: PageRecord, items: dict[int, ItemRecord]) -> None:
     taken = {a.position: a for a in page.actions}
     rows = []
     for e in page.exposures:
-        item, action = items[e.item], taken.get(e.position)
+        item, action = items.get(e.item) or ItemRecord(str(e.item), "", ()), taken.get(e.position)
         rows.append(
             {
                 "position": e.position + 1,

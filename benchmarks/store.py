@@ -1,9 +1,13 @@
-"""What the store costs: pages a second, bytes an exposure, milliseconds a commit."""
+"""What the store costs: pages a second, milliseconds a commit, and what each click of the dashboard reads.
+
+A million exposures: python -m benchmarks.store --agents 10000
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,12 @@ def page(user: int, number: int) -> PageRecord:
     exposures = tuple(Exposure(p, (user * 31 + number * 10 + p) % 1682, 1.0 / (1 + p), 1.0) for p in range(10))
     actions = tuple(Action(p, exposures[p].item, 4.0, "satisfied") for p in (0, 3, 7))
     return PageRecord(user, number, "ease", "statistical", exposures, actions, "satisfied", "", "", ())
+
+
+def _seconds(read: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    read()
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -37,16 +47,22 @@ def main() -> None:
                 sink.pages([page(u, number) for u in range(first, min(first + options.group, options.agents))])
                 commits.append(time.perf_counter() - began)
         wall, pages = time.perf_counter() - start, options.agents * options.pages
-        start = time.perf_counter()
-        store.log_hash(run)
-        hashing = time.perf_counter() - start
+        reads: dict[str, Callable[[], object]] = {
+            "log hash": lambda: store.log_hash(run),
+            "page totals": lambda: store.page_totals(run),
+            "list of runs": store.runs,
+            "agents": lambda: store.agents(run),
+            "one agent's pages": lambda: store.pages(run, options.agents // 2),
+            "interactions": lambda: store.interactions(run),
+        }
+        timed = {f"{name} s": min(_seconds(read) for _ in range(3)) for name, read in reads.items()}
     row = {
         "pages": pages,
         "exposures": pages * 10,
         "pages/s": pages / wall,
         "commit median ms": float(np.median(commits)) * 1e3,
         "commit p99 ms": float(np.quantile(commits, 0.99)) * 1e3,
-        "log hash s": hashing,
+        **timed,
     }
     report("store, SQLite, WAL, synchronous FULL", [row], options.csv)
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.workbench.conftest import write_csv
+from tests.workbench.test_resume_store import page as stored_page
+from tests.workbench.test_resume_store import persona
 from workbench.cli.ui import step
 from workbench.config import DataSettings, Experiment, LoopSettings, ModelSettings, SimulationSettings
 from workbench.experiment import run_experiment
@@ -110,6 +112,26 @@ def test_a_prompt_search_shows_its_trials_and_what_changed(tmp_path: Path, monke
     assert not app.exception
     assert "+ Put first what resembles the **latest** items." in app.code[0].value
     assert app.code[1].value == to_toml(child).strip(), "with the places that items fill"
+
+
+def test_pages_of_a_run_at_work_are_counted_anew_when_there_are_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamlit.testing.v1 import AppTest
+
+    monkeypatch.setenv("WORKBENCH_STORE", str(tmp_path / "s.sqlite"))
+    with Store.open(tmp_path / "s.sqlite") as store:
+        run = store.start_run("simulate", "growing", {}, 0)
+        sink = store.sink(run)
+        app = AppTest.from_file(str(APP), default_timeout=60)
+        for users in (1, 2, 3):
+            sink.agents([persona(users)], "policy")
+            sink.pages([stored_page(users, 0)])
+            app.run()
+            assert not app.exception
+            pages = next(frame.value for frame in app.dataframe if "take rate" in frame.value)
+            assert pages["agents"].tolist() == [users]
+            assert pages["shown"].tolist() == [10 * users]
+            (agents,) = (box for box in app.selectbox if box.label == "Agent")
+            assert len(agents.options) == users
 
 
 def test_a_missing_store_is_said_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,9 @@ class StoreReader:
         """What the agents of a run did on their first page, their second, and so on."""
         mine = Page.run_id == self.resolve(run)
         pages = select(Page.number, func.count(), func.sum(case((Page.fallback != "", 1), else_=0))).where(mine)
-        shown = select(Page.number, func.count()).join(ExposureRow, ExposureRow.page_id == Page.id).where(mine)
+        # Positions of a page are 0 .. n - 1, so its last one counts its items: one look into the index a page, not one an exposure.
+        last = select(func.max(ExposureRow.position)).where(ExposureRow.page_id == Page.id).correlate(Page).scalar_subquery()
+        shown = select(Page.number, func.sum(func.coalesce(last + 1, 0))).where(mine)
         taken = select(Page.number, func.count(), func.avg(ActionRow.rating)).join(ActionRow, ActionRow.page_id == Page.id).where(mine)
         ended = select(Page.number, Page.exit, func.count()).where(mine, Page.exit != "").group_by(Page.exit)
         by_page, order = Page.number, (Page.number, Page.exit)
