@@ -139,7 +139,7 @@ class Simulation:
         if decision.leave:
             return "policy"
         mood = memory.after((), decision.feeling).mood
-        probability = self.session.exit_probability(len(memory.taken), len(decision.watched), mood)
+        probability = self.session.exit_probability(len(memory.taken), len(decision.watched), mood, self.session.habit(page.user))
         if stream(self.config.seed, "exit", page.user, page.number).random() < probability:
             return "hazard"
         return "pages" if page.number + 1 >= self.config.pages else ""

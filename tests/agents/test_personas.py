@@ -13,7 +13,7 @@ from agents.memory import Memory
 from agents.persona import LogProfile, build_personas
 from agents.ratings import fit_ratings
 from agents.seeding import stream
-from agents.session import SessionModel, fit_session, session_lengths
+from agents.session import SessionModel, fit_session, records_before, session_lengths
 from agents.statistical import StatisticalPolicy
 from agents.taste import fit_taste
 from agents.types import FEELINGS, PageContext
@@ -91,6 +91,53 @@ def test_session_hazard_recovers_a_planted_one() -> None:
     fitted = fit_session(log)
     assert abs(fitted.intercept - planted.intercept) < 0.1
     assert abs(fitted.slope - planted.slope) < 0.1
+
+
+def log_of_sessions(users: list[list[int]]) -> Dataset:
+    """Users with sessions of the given lengths, a day apart."""
+    user = np.concatenate([np.full(sum(lengths), n) for n, lengths in enumerate(users)])
+    time = np.concatenate([np.concatenate([np.arange(k) + 86_400 * s for s, k in enumerate(lengths)]) for lengths in users])
+    ids = Vocabulary(f"u{n}" for n in range(len(users)))
+    return Dataset("sessions", ids, Vocabulary(["x"]), user.astype(np.int64), np.zeros(len(user), np.int64), time.astype(np.int64))
+
+
+def test_habits_recover_planted_ones_and_first_sessions_do_not_matter() -> None:
+    """Who took more before leaves sooner, who took long sessions stays longer; and all begin with a long one."""
+    rng, volume, pace = np.random.default_rng(0), 0.4, -0.6
+    users = []
+    for _ in range(1500):
+        lengths = [int(rng.integers(20, 80))]
+        for _ in range(4):
+            habit = volume * np.log(sum(lengths)) + pace * np.log(np.mean(lengths))
+            k = 1
+            while rng.random() > SessionModel(intercept=-1.0, slope=-0.3).hazard(k, habit):
+                k += 1
+            lengths.append(k)
+        users.append(lengths)
+    fitted = fit_session(log_of_sessions(users))
+    assert abs(fitted.slope + 0.3) < 0.05
+    assert abs(fitted.volume - volume) < 0.1
+    assert abs(fitted.pace - pace) < 0.1
+    expected = [volume * np.log(sum(lengths)) + pace * np.log(np.mean(lengths)) for lengths in users]
+    assert np.corrcoef(fitted.habits, expected)[0, 1] > 0.98
+    # Of two users, the one with the higher habit leaves sooner.
+    low, high = (float(fitted.habits[n]) for n in (np.argmin(fitted.habits), np.argmax(fitted.habits)))
+    assert fitted.exit_probability(0, 4, 0.0, low) < fitted.exit_probability(0, 4, 0.0, high)
+    assert fitted.habit(len(users)) == 0.0, "nobody the log knows"
+
+
+def test_a_log_in_which_nobody_returns_has_no_habits() -> None:
+    lengths = np.random.default_rng(0).geometric(0.2, 3000)
+    fitted = fit_session(log_of_sessions([[int(n)] for n in lengths]))
+    assert abs(float(fitted.hazard(1)) - 0.2) < 0.03
+    assert fitted.habits.size == 0
+    assert (fitted.volume, fitted.pace) == (0.0, 0.0)
+
+
+def test_records_know_what_came_before_and_nothing_of_what_comes() -> None:
+    records = records_before(np.array([0, 0, 0, 4, 4]), np.array([10, 2, 6, 3, 5]))
+    assert not np.isfinite(records[[0, 3]]).any()
+    assert np.exp(records[[1, 2, 4]]) == pytest.approx(np.array([[10, 10], [12, 6], [3, 3]]))
 
 
 @given(st.integers(0, 50), st.integers(0, 10), st.floats(-1, 1), st.floats(-5, 5), st.floats(-2, 2))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from agents.persona import LogProfile
-from agents.session import fit_session
+from agents.session import SessionModel
 from agents.statistical import StatisticalPolicy
 from agents.types import Decision, PageContext
 from recsys_core import create
@@ -69,7 +69,9 @@ def ran(split: Split, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]
         run = store.start_run("simulate", "test", {}, 0, split.train, split)
         policy = Doubtful(StatisticalPolicy.fit(split.train))
         config = SimulationConfig(pages=4, page_size=6)
-        simulation = Simulation(LogProfile(split.train), Watched().fit(split.train), policy, fit_session(split.train), config)
+        simulation = Simulation(
+            LogProfile(split.train), Watched().fit(split.train), policy, SessionModel(intercept=-2.0, slope=-0.5), config
+        )
         asyncio.run(simulation.run(split.test.users[:30], store.sink(run)))
         yield Ran(store, run, store.pages(run))
 
