@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine, text
 
 from recsys_core.errors import AlreadyStoredError, HeldError
 from simulators.events import PageRecord
@@ -21,6 +24,7 @@ from tests.workbench.test_migrations import server as server  # a fixture
 from tests.workbench.test_resume_store import page, persona
 from workbench.running import marked
 from workbench.store import Store, lease
+from workbench.store.schema import MIGRATIONS
 
 LONG = ("--agents", "50", "--pages", "9", "--page-size", "5", "--fidelity-users", "0")
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs signals")
@@ -220,6 +224,34 @@ def test_how_a_run_ended_is_for_its_holder_to_say(tmp_path: Path, short: float) 
                 pass
             assert "--resume" not in str(refused.value)
             assert [event.status for event in a.status(run)] == ["started"]
+
+
+def test_a_clock_that_was_put_back_keeps_nobody_out(tmp_path: Path, short: float) -> None:
+    with Store.open(tmp_path / "s.sqlite") as store, Store.open(tmp_path / "s.sqlite") as other:
+        run = store.start_run("simulate", "n", {}, 0)
+        with sqlite3.connect(tmp_path / "s.sqlite") as raw:
+            raw.execute("UPDATE run_lease SET renewed = renewed + 3600")
+        raw.close()
+        assert store.run(run).status == "interrupted"
+        with other.working_on(run):
+            assert store.run(run).status == "started"
+
+
+def test_a_run_of_a_store_without_leases_is_interrupted_and_can_be_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        connection.execute(text("INSERT INTO run VALUES ('simulate-old', 'simulate', 'n', '{}', NULL, NULL, 'code', 0, 1.0)"))
+        connection.execute(text("INSERT INTO run_event VALUES (1, 'simulate-old', 1.0, 'started', '')"))
+    engine.dispose()
+    with Store.open(path) as store:
+        assert store.run("simulate-old").status == "interrupted"
+        with store.working_on("simulate-old"):
+            assert store.run("simulate-old").status == "started"
 
 
 def test_a_sink_of_nobody_checks_no_lease(tmp_path: Path) -> None:

@@ -156,6 +156,9 @@ def test_a_model_that_may_have_seen_the_test_part_is_told_and_nothing_is_retrain
     assert "retraining on what its users did needs one from: workbench train ease" in one_line_error(err)
     code, out, _ = cli("evaluate", str(folder), "--data", str(log_file), "--part", "test", "--json")
     assert json.loads(out)["may_have_seen_what_is_held_out"] == [str(folder)]
+    code, _, err = cli("optimize", f"rerank:{log_file}", "--recommender", str(folder), "--plan")
+    assert code == 2
+    assert "a task with held-out rows needs one" in one_line_error(err)
     file = tmp_path / "grid.toml"
     file.write_text(f"[grid]\nmodels = [{{ name = '{folder}' }}]\ndata = [{{ name = '{log_file}' }}]\n")
     code, _, err = cli("evaluate", str(file))

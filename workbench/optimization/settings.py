@@ -93,19 +93,21 @@ def load_task(store: Store, settings: TaskSettings, seed: int) -> RankingTask:
         case "rerank":
             from workbench.data import load_split
             from workbench.prompts.reranking import rerank_task
-            from workbench.recommenders import ready
+            from workbench.recommenders import ready, refuse_leaks, resolved_model
 
             dataset, split = load_split(settings.data)
+            refuse_leaks([resolved_model(store, settings.recommender, split.train)], "a task with held-out rows")
             first = ready(settings.recommender, split.train)
             return rerank_task(first, dataset, split, settings.candidates or 20, **sizes, seed=seed, reached_only=True)
         case "simulated":
             from workbench.data import load_split
             from workbench.prompts.simulated import simulated_task
-            from workbench.recommenders import ready
+            from workbench.recommenders import ready, refuse_leaks
             from workbench.simulate import RunSettings
 
             run = store.resolve(settings.path, "simulate")
             simulated = RunSettings(**store.run(run).config)
             _, split = load_split(simulated.data)
+            refuse_leaks([simulated.simulation.recommender], "a task with held-out rows")
             first = ready(simulated.simulation.recommender, split.train)
             return simulated_task(store, run, first, split, settings.candidates or 0, **sizes, seed=seed)

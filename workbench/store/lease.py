@@ -34,8 +34,12 @@ def now(database: Database) -> ColumnElement[float]:
 
 
 def lapsed(database: Database) -> ColumnElement[bool]:
-    """Whether the joined lease has run out; a run without one was never held, or by a version that knew no leases."""
-    return func.coalesce(LeaseRow.renewed, 0.0) < now(database) - LEASE_SECONDS
+    """Whether the joined lease has run out; a run without one was never held, or by a version that knew no leases.
+
+    One from the future was given before the clock was put back.
+    """
+    age = now(database) - func.coalesce(LeaseRow.renewed, 0.0)
+    return func.abs(age) > LEASE_SECONDS
 
 
 def first_lease(connection: Connection, database: Database, run: str, holder: str) -> None:
@@ -75,7 +79,7 @@ def _take(database: Database, run: str, holder: str, progress: Progress) -> None
     start = time.monotonic()
     while True:
         with database.write() as connection:
-            free = or_(LeaseRow.holder == holder, LeaseRow.renewed < now(database) - LEASE_SECONDS)
+            free = or_(LeaseRow.holder == holder, lapsed(database))
             taken = update(LeaseRow).where(LeaseRow.run_id == run, free).values(holder=holder, renewed=now(database))
             if connection.execute(taken).rowcount:
                 return None
