@@ -15,6 +15,7 @@ from recsys_core.data.features import Category, Feature, Number, Tags
 from recsys_core.data.jagged import Ints, Jagged
 from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, refuse_text, unknown_name
+from recsys_core.files import atomic_file
 from recsys_core.vectors import Value
 
 TAG = "tag"
@@ -89,7 +90,8 @@ class Catalogue:
         """Writes one JSON document."""
         features = [{"name": f.name, "kind": _kind(f), "values": _values(f)} for f in self.features]
         facts = {"ids": self.ids.ids, "titles": self.titles, "features": features, "counts": self.counts.tolist(), "trained": self.trained}
-        file.write_text(json.dumps(facts))
+        with atomic_file(file) as out:
+            out.write(json.dumps(facts).encode())
 
     @classmethod
     def load(cls, file: Path) -> Catalogue:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.features import plain_values
@@ -18,8 +18,9 @@ from recsys_core.data.histories import Histories
 from recsys_core.data.jagged import Floats, Ints, Jagged
 from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, damaged, refuse_text
+from recsys_core.files import atomic_file, sha256
 from recsys_core.models.registry import load
-from recsys_core.recommender import Recommender, check_k, top_k
+from recsys_core.recommender import MODEL_FILE, Recommender, check_k, top_k
 from recsys_core.serving.catalogue import Catalogue, NewItem
 from recsys_core.serving.index import ItemIndex, Kind
 from recsys_core.serving.rules import AtMost, Mask, Rule, capped
@@ -28,6 +29,7 @@ from recsys_core.vectors import VectorRecommender
 
 # Scores of so many users over the catalogue are held at a time.
 _BLOCK = 256
+_PARTS = (f"model/{MODEL_FILE}", "catalogue.json", "users.json", "known.safetensors")
 
 
 @dataclass(frozen=True)
@@ -181,15 +183,22 @@ class Service:
             self.use_index(self._index.kind)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the model, the catalogue and the known users into a folder; an index is built anew, as it is quickly."""
+        """Writes the model, the catalogue and the known users into a folder; an index is built anew, as it is quickly.
+
+        `service.json`, written last, holds their hashes: where a process stopped meanwhile, `load` says so rather than mix two services.
+        """
         folder = Path(folder)
         self.model.save(folder / "model")
         self.catalogue.save(folder / "catalogue.json")
-        (folder / "users.json").write_text(json.dumps(self.users.ids))
+        with atomic_file(folder / "users.json") as out:
+            out.write(json.dumps(self.users.ids).encode())
         known = self.known
         columns = {"items": known.items.values, "offsets": known.items.offsets, "timestamps": known.timestamps, "ratings": known.ratings}
         columns |= {f"feature.{name}": column for name, column in known.features.items()}
-        save_file({name: column for name, column in columns.items() if column is not None}, folder / "known.safetensors")
+        with atomic_file(folder / "known.safetensors") as out:
+            out.write(save({name: column for name, column in columns.items() if column is not None}))
+        with atomic_file(folder / "service.json") as out:
+            out.write(json.dumps({name: sha256(folder / name) for name in _PARTS}).encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> Service:
@@ -198,6 +207,9 @@ class Service:
         if not (folder / "catalogue.json").is_file():
             raise DataError(f"{folder} holds no service (catalogue.json is missing); save one there with service.save(folder)")
         try:
+            hashes = json.loads((folder / "service.json").read_text())
+            if other := next((name for name in _PARTS if sha256(folder / name) != hashes[name]), None):
+                raise ValueError(f"{other} is of another saving")
             columns = load_file(folder / "known.safetensors")
             users = Vocabulary(json.loads((folder / "users.json").read_text()))
             known = Histories(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,7 +227,37 @@ def test_saved_and_loaded_services_answer_alike(folder: Path, tmp_path: Path) ->
         Service.load(tmp_path / "model")
 
 
-@pytest.mark.parametrize("name", ["catalogue.json", "users.json", "known.safetensors", "model/model.json", "model/weights-*"])
+def test_a_service_whose_writer_stopped_is_the_old_one_the_new_one_or_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, replace, outcomes = Service.load(folder), Path.replace, []
+    new = Service.load(folder)
+    new.add_items([fresh("Drama")])
+    for stop_at in range(6):  # weights, model, catalogue, users, histories, hashes
+        place, left = tmp_path / str(stop_at), iter(range(stop_at, -1, -1))
+        old.save(place)
+
+        def stopped(self: Path, target: Path, left: Iterator[int] = left) -> Path:
+            if next(left) == 0:
+                raise KeyboardInterrupt
+            return replace(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                new.save(place)
+        try:
+            outcomes.append(str(len(Service.load(place).catalogue)))
+        except DataError as error:
+            outcomes.append(str(error).partition("is of another saving); ")[2])
+        new.save(place)
+        assert len(Service.load(place).catalogue) == len(new.catalogue)
+    assert outcomes == [str(len(old.catalogue))] * 2 + ["save it again"] * 4
+
+
+@pytest.mark.parametrize(
+    "name", ["service.json", "catalogue.json", "users.json", "known.safetensors", "model/model.json", "model/weights-*"]
+)
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_service_that_is_not_whole_says_so(name: str, gone: bool, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "service")
