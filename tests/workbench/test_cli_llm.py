@@ -21,7 +21,7 @@ from tests.workbench.conftest import Cli, one_line_error
 from workbench.store import Store
 
 pytest.importorskip("langchain_openai")
-AGENTS = ("--agents", "12", "--pages", "3", "--page-size", "5", "--fidelity-users", "0")
+AGENTS = ("--agents", "20", "--pages", "3", "--page-size", "5", "--fidelity-users", "0")
 
 
 def sensible(body: dict[str, Any]) -> Step:
@@ -225,13 +225,13 @@ def test_of_two_processes_that_resume_one_run_the_second_is_refused_and_spends_n
         assert Child(tmp_path, command_line, *start).end()[0] == 4
         resume = ["simulate", "--store", str(store), "--resume", "latest", *spec(server), "--max-tokens", "100000"]
         first = Child(tmp_path, command_line, *resume)
-        while first.alive and len(server.requests) < 12:
+        while first.alive and len(server.requests) < 20:
             time.sleep(0.01)
         code, _, err = Child(tmp_path, command_line, *resume).end(60)
         assert code == 2
         assert "has just given a sign of life; wait for it, or end it" in one_line_error(err)
         assert "go on with" not in err, "it is at work: nothing is to be resumed"
-        assert len(server.requests) == 12, "the second asked"
+        assert len(server.requests) == 20, "the second asked"
         go_on.set()
         assert first.end()[0] == 0
     with Store.open(store) as opened:

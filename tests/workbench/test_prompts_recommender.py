@@ -147,11 +147,11 @@ def test_a_stored_template_is_named_and_a_run_keeps_its_text(cli: Cli, log_file:
 def test_agents_and_ranker_share_one_budget_and_a_resumed_run_asks_nothing_twice(cli: Cli, log_file: Path, server: FaultServer) -> None:
     llm = ("--llm", f"vllm:test@{server.url}")
     command = ("simulate", "--data", str(log_file), *AGENTS, *arm(server), *llm)
-    code, _, err = cli(*command, "--max-tokens", "4000")
+    code, _, err = cli(*command, "--max-tokens", "3000")
     assert code == 4
-    assert "tokens budget of 4000" in one_line_error(err)
+    assert "tokens budget of 3000" in one_line_error(err)
     spent = sum(60 if SHOWN.search(seen.body["messages"][-1]["content"]) else 220 for seen in server.requests)
-    assert 1000 < spent <= 4000
+    assert 1000 < spent <= 3000
     asked = len(server.requests)
     assert cli("simulate", "--resume", "latest", *llm)[0] == 4
     assert len(server.requests) == asked

@@ -242,10 +242,12 @@ def test_a_store_of_the_first_schema_gains_the_journal_and_keeps_its_rows(tmp_pa
 
     path, upgrade = tmp_path / "s.sqlite", alembic.command.upgrade
     monkeypatch.setattr(alembic.command, "upgrade", lambda config, target: upgrade(config, "0001"))
-    with Store.open(path) as store:
-        run = store.start_run("simulate", "old", {}, 0)
+    Store.open(path).close()
     monkeypatch.undo()
+    run = "simulate-old"
     with sqlite3.connect(path) as raw:
+        raw.execute("INSERT INTO run VALUES (?, 'simulate', 'old', '{}', NULL, NULL, 'code', 0, 1.0)", (run,))
+        raw.execute("INSERT INTO run_event VALUES (1, ?, 1.0, 'finished', '')", (run,))
         assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
         assert not raw.execute("SELECT 1 FROM sqlite_master WHERE name = 'test_opening'").fetchone()
     raw.close()
