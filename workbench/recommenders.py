@@ -43,6 +43,15 @@ def folder_of(model: ModelSettings) -> Path | None:
     return None
 
 
+def hash_of(folder: Path, expected: str = "") -> str:
+    """SHA-256 of a trained model's files; raises DataError where another is expected."""
+    found = sha256(folder / MODEL_FILE)
+    if expected and expected != found:
+        was, now = expected[:12], found[:12]
+        raise DataError(f"the trained model in {folder} was {was} and is now {now}; bring the old one back, or start a new run")
+    return found
+
+
 def class_of(model: ModelSettings) -> type[Recommender]:
     """The class of a recommender, trained or not."""
     folder = folder_of(model)
@@ -70,10 +79,7 @@ def ready(model: ModelSettings, train: Dataset, progress: Progress = silent, opt
 
 
 def _resolved_trained(model: M, folder: Path, train: Dataset) -> M:
-    facts, digest = _facts(folder), sha256(folder / MODEL_FILE)
-    if model.trained is not None and model.trained.sha256 != digest:
-        was, now = model.trained.sha256[:12], digest[:12]
-        raise DataError(f"the trained model in {folder} was {was} and is now {now}; bring the old one back, or start a new run")
+    facts, digest = _facts(folder), hash_of(folder, model.trained.sha256 if model.trained else "")
     for field, value in model.config.items():
         if field not in facts["config"]:
             raise DataError(f"{facts['name']} in {folder} has no setting {field!r}; it has {', '.join(facts['config']) or 'none'}")

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys_core import create, load
+from recsys_core import Histories, create, load
 from recsys_core.data import Dataset, leave_one_out, load_dataset
 from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.models.ease import EASE
 from tests.processes import Child, command_line
 from tests.workbench.conftest import Cli, one_line_error, write_csv
 from workbench.config import ModelSettings
+from workbench.prompts.recommender import LLMRanker
 from workbench.recommenders import ready, resolved_model
 from workbench.store import Store
 
@@ -192,6 +193,28 @@ def test_it_stands_in_a_grid_and_an_experiment_beside_others(cli: Cli, log_file:
     code, _, err = cli("demo", "--config", str(file))
     assert code == 2
     assert "is trained already, and every arm trains its models anew" in one_line_error(err)
+
+
+def test_it_is_the_first_stage_of_a_ranker_and_must_stay_what_it_was(films: Dataset, tmp_path: Path) -> None:
+    train = leave_one_out(films).train
+    folder = tmp_path / "first"
+    create("ease", l2=7.0).fit(train).save(folder)
+    ranker = create("llm", first_stage=str(folder)).fit(train)
+    assert isinstance(ranker, LLMRanker)
+    users = Histories.of([train.sequences()[0]], np.array([0]))
+    expected = create("ease", l2=7.0).fit(train).score(users)
+    assert np.array_equal(ranker.first.score(users), expected)
+    ranker.save(tmp_path / "ranker")
+    again = load(tmp_path / "ranker")
+    assert isinstance(again, LLMRanker)
+    assert np.array_equal(again.first.score(users), expected)
+    with pytest.raises(DataError, match="was trained on another log than the one that llm is used on"):
+        create("llm", first_stage=str(folder)).fit(films)
+    stored = ranker.config.model_dump(mode="json")
+    create("llm", **stored)
+    create("ease", l2=8.0).fit(train).save(folder)
+    with pytest.raises(DataError, match=r"was .* and is now .*; bring the old one back"):
+        create("llm", **stored)
 
 
 def test_what_it_was_trained_on_is_saved_with_it(log: Dataset, folder: Path) -> None:

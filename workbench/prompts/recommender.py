@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from agents.chat import ChatClient, connect
 from recsys_core.data.dataset import Dataset
@@ -16,6 +16,7 @@ from recsys_core.data.vocabulary import Vocabulary
 from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.models import create
 from recsys_core.recommender import FitOptions, Histories, ModelConfig, Progress, Recommendations, Recommender
+from workbench.config import ModelSettings
 from workbench.prompts.channel import Channel, open_channel
 from workbench.prompts.ranked import Ranked, Ranker
 from workbench.prompts.rankers import default_template, ranker_for
@@ -23,6 +24,7 @@ from workbench.prompts.starting import STARTING
 from workbench.prompts.tasks import Item, Row
 from workbench.prompts.templates import Template
 from workbench.prompts.versions import from_toml, resolve, to_toml
+from workbench.recommenders import folder_of, hash_of, ready
 
 if TYPE_CHECKING:
     from workbench.store import Store
@@ -39,15 +41,24 @@ class LLMRankerConfig(ModelConfig):
     template: str = ""
     """A template as `template_of` finds it, kept as TOML; empty for the default of the model. The one item field there is is `tags`."""
     first_stage: str = "itemknn"
-    """Recommender whose best are put in order."""
+    """Recommender whose best are put in order, by name, or the folder of one that was trained on the same log."""
     first_config: dict[str, Any] = Field(default_factory=dict)
     """Its own settings."""
+    first_sha256: str = Field("", validate_default=True)
+    """Of a trained first stage, filled in by itself; where it is given, the folder must hold this very model."""
     candidates: int = Field(20, ge=1)
     """How many of its best."""
     repetitions: int = Field(1, ge=1)
     """Orders of the candidates that a model which reads their order is shown."""
     seed: int = 0
     """Of these orders."""
+
+    @field_validator("first_sha256")
+    @classmethod
+    def _unchanged(cls, expected: str, known: ValidationInfo) -> str:
+        """The hash of what the folder holds: a stored configuration must say all, so that a run that goes on refuses another model."""
+        folder = folder_of(ModelSettings(name=known.data.get("first_stage", "itemknn")))
+        return "" if folder is None else hash_of(folder, expected)
 
     @field_validator("template")
     @classmethod
@@ -108,7 +119,13 @@ class LLMRanker(Recommender):
             raise DataError(f"template {template.name!r} shows the field {unknown[0]!r}; items of a dataset have tags only, show these")
         self.titles = dataset.titles
         self.tags = tuple(", ".join(tags) for tags in dataset.tags or ((),) * len(self.titles))
-        self.first = self._first_stage().fit(dataset, progress, options)
+        stage = ModelSettings(name=self.config.first_stage, config=self.config.first_config)
+        self.first = ready(stage, dataset, progress, options)
+        if self.first.trained_on["log"] != dataset.content_hash:
+            raise DataError(
+                f"first_stage {self.config.first_stage} was trained on another log than the one that {self.name} is used on, and may have "
+                "seen what is held out; train it on the training part, or name a recommender"
+            )
 
     def _score(self, histories: Histories) -> NDArray:
         scores = _from_zero_down(self.first.score(histories))
@@ -150,9 +167,6 @@ class LLMRanker(Recommender):
     def _template(self) -> Template | None:
         return from_toml(self.config.template) if self.config.template else None
 
-    def _first_stage(self) -> Recommender:
-        return create(self.config.first_stage, **self.config.first_config)
-
     def _state(self) -> dict[str, NDArray]:
         return self.first._state()
 
@@ -160,13 +174,14 @@ class LLMRanker(Recommender):
         self.first._load_state(state)
 
     def _meta(self) -> dict[str, Any]:
-        return {"titles": list(self.titles), "tags": list(self.tags), "first": self.first._meta()}
+        first = {"name": self.first.name, "config": self.first.config.model_dump(mode="json"), "meta": self.first._meta()}
+        return {"titles": list(self.titles), "tags": list(self.tags), "first": first}
 
     def _load_meta(self, meta: dict[str, Any]) -> None:
         self.titles, self.tags = tuple(meta["titles"]), tuple(meta["tags"])
-        self.first = self._first_stage()
+        self.first = create(meta["first"]["name"], **meta["first"]["config"])
         self.first.items, self.first.n_users = Vocabulary(meta["items"]), meta["n_users"]
-        self.first._load_meta(meta["first"])
+        self.first._load_meta(meta["first"]["meta"])
 
 
 def template_of(key: str, store: Store | None = None) -> Template:
