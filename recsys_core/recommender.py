@@ -119,13 +119,7 @@ class Recommender(ABC):
         """Scores [B, I] float32 over the catalogue, on the model's device; raises DataError for unknown ids and for NaN."""
         import torch
 
-        catalogue = self._catalogue()
-        values, users = histories.items.values, histories.users
-        if len(values) and not (values.min() >= 0 and values.max() < len(catalogue)):
-            raise DataError(f"histories hold item ids {values.min()} .. {values.max()}; {self.name} knows 0 .. {len(catalogue) - 1}")
-        if len(users) and not (users.min() >= -1 and users.max() < self.n_users):
-            wrong = users.max() if users.max() >= self.n_users else users.min()
-            raise DataError(f"user id {wrong} is outside training's 0 .. {self.n_users - 1}; give unknown users the id -1")
+        catalogue = self._check(histories)
         found = self._score(histories)
         scores = (torch.from_numpy(found) if isinstance(found, np.ndarray) else found).float()
         if scores.shape != (len(histories), len(catalogue)):
@@ -135,6 +129,17 @@ class Recommender(ABC):
             broken = int(scores.isnan().any(1).sum())
             raise DataError(f"{self.name} gave NaN for {broken} of {len(scores)} users; lower its learning rate or check its input")
         return scores
+
+    def _check(self, histories: Histories) -> Vocabulary:
+        """The catalogue; raises DataError for an untrained model and for histories that hold unknown ids."""
+        catalogue = self._catalogue()
+        values, users = histories.items.values, histories.users
+        if len(values) and not (values.min() >= 0 and values.max() < len(catalogue)):
+            raise DataError(f"histories hold item ids {values.min()} .. {values.max()}; {self.name} knows 0 .. {len(catalogue) - 1}")
+        if len(users) and not (users.min() >= -1 and users.max() < self.n_users):
+            wrong = users.max() if users.max() >= self.n_users else users.min()
+            raise DataError(f"user id {wrong} is outside training's 0 .. {self.n_users - 1}; give unknown users the id -1")
+        return catalogue
 
     def recommend(self, histories: Histories, k: int, exclude: Jagged | None = None) -> Recommendations:
         """The k best items a user; `exclude` (a row of jagged dense ids for each, default: the histories themselves) never appear.

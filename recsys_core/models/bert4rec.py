@@ -21,7 +21,8 @@ from recsys_core.sequence.batch import SequenceBatch, SequenceLog
 from recsys_core.sequence.dropout import Dropout
 from recsys_core.sequence.embedding import TokenEmbedding
 from recsys_core.sequence.padding import Padding
-from recsys_core.sequence.recommender import SequenceLearner, SequenceNetwork, SequenceRecommender, cut
+from recsys_core.sequence.recommender import SequenceLearner, SequenceNetwork, SequenceRecommender
+from recsys_core.sequence.windows import cut
 
 
 class BERT4RecConfig(SASRecConfig):

@@ -29,6 +29,7 @@ _BUILT_IN = {
     "sasrec": "recsys_core.models.sasrec:SASRec",
     "bert4rec": "recsys_core.models.bert4rec:BERT4Rec",
     "hstu": "recsys_core.models.hstu.model:HSTU",
+    "tiger": "recsys_core.models.tiger.model:TIGER",
 }
 _registered: dict[str, type[Recommender]] = {}
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from recsys_core.data.features import Features
 from recsys_core.data.jagged import Jagged
 from recsys_core.errors import DataError
 from recsys_core.recommender import Histories, ModelConfig
-from recsys_core.sequence.batch import BY_TOKEN, SequenceBatch, SequenceLog, history_batch
+from recsys_core.sequence.batch import SequenceBatch, SequenceLog, history_batch
 from recsys_core.sequence.embedding import Schema, TokenEmbedding, feature_schema
 from recsys_core.sequence.losses import (
     Negatives,
@@ -33,11 +32,11 @@ from recsys_core.sequence.losses import (
     sampled_loss,
     softmax_sum,
 )
-from recsys_core.training import Learner, TrainingConfig
+from recsys_core.sequence.windows import WindowLearner
+from recsys_core.training import TrainingConfig
 from recsys_core.training.network import NetworkRecommender
 from recsys_core.vectors import Value, VectorRecommender
 
-Batch = TypeVar("Batch", bound=SequenceBatch)
 _CPU_PIECE = 2**19
 """Numbers of a layer's activations [T, dim] a thread works on at once when ranking on a processor: its cache holds about so many."""
 
@@ -191,40 +190,28 @@ def similarity_vectors(config: SequenceConfig, items: Tensor) -> Tensor:
     return functional.normalize(items, dim=1) if config.similarity == "cosine" else items
 
 
-class SequenceLearner(Learner[SequenceBatch]):
+class SequenceLearner(WindowLearner):
     """A network with a training log: windows in random order, each position predicting the item after it."""
 
+    network: SequenceNetwork
+    config: SequenceConfig
+
     def __init__(self, network: SequenceNetwork, config: SequenceConfig, log: SequenceLog, item_counts: NDArray) -> None:
-        super().__init__()
-        self.network, self.config, self.log = network, config, log
-        self.n_items = len(item_counts)
+        super().__init__(log, len(item_counts), config.max_length, config.batch_size)
+        self.network, self.config = network, config
         frequency = torch.from_numpy(item_counts / max(item_counts.sum(), 1)).float()
         self.register_buffer("log_frequency", frequency.clamp(min=1e-12).log(), persistent=False)
 
     def windows(self, rng: np.random.Generator) -> Jagged:
-        """The windows of an epoch, in random order."""
         length = self.config.max_length
         windows = self.log.latest(length) if self.config.windows == "latest" else self.log.windows(length, rng)
         return windows.take(rng.permutation(len(windows)))
 
-    def epoch(self, rng: np.random.Generator, device: torch.device) -> Sequence[SequenceBatch]:
-        windows = self.windows(rng)
-        # One batch of the whole epoch goes to the device in one piece; steps are views of it.
-        whole = self.log.batch(windows, self.n_items, self.config.max_length).to(device)
-        size = self.config.batch_size
-        return [cut(whole, windows.offsets, start, min(start + size, len(windows))) for start in range(0, len(windows), size)]
-
     def weight(self, batch: SequenceBatch) -> float:
         return float(len(batch.tokens))
 
-    def shard(self, batch: SequenceBatch, rank: int, world: int) -> SequenceBatch:
-        bounds = [len(batch) * n // world for n in range(world + 1)]
-        return cut(batch, batch.offsets.cpu().numpy(), bounds[rank], bounds[rank + 1])
-
     def static(self, batches: Sequence[SequenceBatch]) -> SequenceBatch | None:
-        # Where sequences are cut varies from epoch to epoch; a batch that outgrows the room is stepped without the graph.
-        tokens = int(1.05 * max(len(batch.tokens) for batch in batches)) + 64
-        return None if self.network.asks_device else batches[0].roomy(tokens, self.config.batch_size)
+        return None if self.network.asks_device else super().static(batches)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
         assert batch.targets is not None
@@ -282,15 +269,3 @@ class SequenceLearner(Learner[SequenceBatch]):
     def _sampled(self, positive: Tensor, negative: Tensor, hit: Tensor) -> Tensor:
         share = min(self.config.negatives / max(self.n_items - 1, 1), 1.0)
         return sampled_loss(self.config.loss, positive, negative, hit, share, self.config.calibration)
-
-
-def cut(batch: Batch, offsets: NDArray, start: int, stop: int) -> Batch:
-    """Sequences `start` to `stop` (excluded) of a batch whose offsets are also known to the processor: views, no copies."""
-    first, last = int(offsets[start]), int(offsets[stop])
-
-    def part(column: Tensor | None) -> Tensor | None:
-        return None if column is None else column[first:last]
-
-    changed: dict[str, Any] = {name: part(getattr(batch, name)) for name in BY_TOKEN}
-    changed["features"] = {name: column[first:last] for name, column in batch.features.items()}
-    return replace(batch, offsets=batch.offsets[start : stop + 1] - first, users=batch.users[start:stop], **changed)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from recsys_core.data.dataset import Dataset
+from recsys_core.data.split import Holdout
 from recsys_core.evaluation.evaluate import evaluate
 from recsys_core.progress import Progress
 from recsys_core.recommender import FitOptions, Recommender
@@ -46,8 +47,11 @@ class NetworkRecommender(Recommender):
             self._initialize(dataset)
             users = options.validation
             validate = None if users is None else lambda: evaluate(self, users, ("NDCG@10",)).means["NDCG@10"]
-            what = identity(self.name, dataset, users)
-            Trainer(self._learner(dataset), self.config, options, progress, validate, what).run()
+            Trainer(self._learner(dataset), self.config, options, progress, validate, self._identity(dataset, users)).run()
+
+    def _identity(self, dataset: Dataset, validation: Holdout | None) -> dict[str, str]:
+        """What a training is of, beside its configuration; a checkpoint of another one is refused."""
+        return identity(self.name, dataset, validation)
 
     def to(self, device: str) -> Self:
         self.network.to(pick_device(device))

@@ -35,8 +35,20 @@ SMALL = {
     "sasrec": {"dim": 16, "heads": 2, "blocks": 2, "max_length": 8, "epochs": 2, "sampling": "uniform", "negatives": 16, "loss": "gbce"},
     "bert4rec": {"dim": 16, "heads": 2, "blocks": 2, "max_length": 8, "epochs": 2},
     "hstu": {"dim": 16, "heads": 2, "blocks": 2, "max_length": 8, "epochs": 2, "negatives": 16},
+    "tiger": {
+        "vectors": "log",
+        "levels": 2,
+        "codes": 4,
+        "dim": 16,
+        "heads": 2,
+        "head_dim": 8,
+        "inner": 32,
+        "layers": 2,
+        "max_length": 8,
+        "epochs": 2,
+    },
 }
-SEEDED = ["bert4rec", "bpr", "gru4rec", "hstu", "lightgcn", "multvae", "random", "sasrec"]
+SEEDED = ["bert4rec", "bpr", "gru4rec", "hstu", "lightgcn", "multvae", "random", "sasrec", "tiger"]
 
 
 def log(rows: list[list[int]], n_items: int) -> Dataset:
