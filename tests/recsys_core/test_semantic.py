@@ -19,6 +19,7 @@ from kernels.residual_quantize import residual_quantize
 from recsys_core import assets
 from recsys_core.data import Dataset, Vocabulary
 from recsys_core.errors import DataError
+from recsys_core.recommender import FitOptions
 from recsys_core.semantic import SemanticIds, TokenizerConfig, Trie, item_vectors, tokenize, vectors
 from recsys_core.semantic.kmeans import kmeans, residual_kmeans
 from recsys_core.semantic.rqvae import RQVAE, RQVAELearner
@@ -239,7 +240,7 @@ def test_a_log_without_texts_is_refused_with_a_way_out(films: Dataset) -> None:
 
 
 def test_vectors_of_another_model_follow_its_external_ids(films: Dataset, tmp_path: Path) -> None:
-    model = recsys_core.create("sasrec", dim=8, heads=2, epochs=1, max_length=8).fit(films)
+    model = recsys_core.create("sasrec", dim=8, heads=2, epochs=1, max_length=8).fit(films, options=FitOptions(device="cpu"))
     model.save(tmp_path / "sasrec")
     renamed = Dataset("turned", films.users, Vocabulary(films.items.ids[::-1]), films.user, films.item, films.timestamp)
     found = item_vectors(renamed, str(tmp_path / "sasrec"))

@@ -257,14 +257,14 @@ class StoppedError(Exception):
 
 def test_a_training_goes_on_with_its_own_ids(films: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {**SMALL, "epochs": 3, "batch_size": 100, "dropout": 0.2}
-    whole = recsys_core.create("tiger", **config).fit(films).score(some(films))
+    whole = recsys_core.create("tiger", **config).fit(films, options=FitOptions(device="cpu")).score(some(films))
 
     def stop(share: float, text: str) -> None:
         if share > 0.6:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        recsys_core.create("tiger", **config).fit(films, stop, FitOptions(folder=tmp_path))
+        recsys_core.create("tiger", **config).fit(films, stop, FitOptions(folder=tmp_path, device="cpu"))
     held = SemanticIds.load(tmp_path / IDS_FILE)
 
     def never(*given: object) -> None:
@@ -272,13 +272,13 @@ def test_a_training_goes_on_with_its_own_ids(films: Dataset, tmp_path: Path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr("recsys_core.models.tiger.model.tokenize", never)
-        resumed = recsys_core.create("tiger", **config).fit(films, None, FitOptions(folder=tmp_path))
+        resumed = recsys_core.create("tiger", **config).fit(films, None, FitOptions(folder=tmp_path, device="cpu"))
     np.testing.assert_array_equal(resumed.score(some(films)), whole)
     # Other ids under the same weights would be another model.
     other = SemanticIds(held.codes.flip(0), held.sizes, held.made_of)
     other.save(tmp_path / IDS_FILE)
     with pytest.raises(DataError, match=r"belongs to another training .*semantic ids"):
-        recsys_core.create("tiger", **config).fit(films, None, FitOptions(folder=tmp_path))
+        recsys_core.create("tiger", **config).fit(films, None, FitOptions(folder=tmp_path, device="cpu"))
 
 
 def test_early_stopping_ranks_items(split: Split) -> None:

@@ -51,22 +51,33 @@ class TIGER(NetworkRecommender):
 
     def recommend(self, histories: Histories, k: int, exclude: Jagged | None = None) -> Recommendations:
         check_k(k)
-        if not self.config.beams or not len(histories):
+        if not self.config.beams:
             return super().recommend(histories, k, exclude)
-        self._check(histories)
-        catalogue, banned = len(self._catalogue()), histories.items if exclude is None else exclude
-        check_rows("exclude", banned, len(histories), catalogue)
-        short, device, distinct = min(k, catalogue), self.network.table.device, banned.distinct()
-        hidden = torch.from_numpy(distinct.row_ids).to(device), torch.from_numpy(distinct.values).to(device)
-        found = beam_search(self.network, self._question(histories), short, max(self.config.beams, short), hidden)
-        items, scores, proven = (part.cpu().numpy() for part in found)
-        pad = ((0, 0), (0, k - short))
-        best = Recommendations(np.pad(items, pad, constant_values=-1), np.pad(scores.astype(np.float32), pad, constant_values=-np.inf))
+        best, proven = self.beam(histories, k, exclude)
         open_ = np.flatnonzero(~proven)
         if self.config.proof and len(open_):
+            banned = histories.items if exclude is None else exclude
             ranked = super().recommend(histories.take(open_), k, banned.take(open_))
             best.items[open_], best.scores[open_] = ranked.items, ranked.scores
         return best
+
+    def beam(
+        self, histories: Histories, k: int, exclude: Jagged | None = None, width: int | None = None
+    ) -> tuple[Recommendations, NDArray[np.bool_]]:
+        """`recommend` by the beam search alone, and whether each list is proven to be the best, [B] bool; see `search.beam_search`.
+
+        width: prefixes kept at each level, by default `TIGERConfig.beams`, and k at least. Raises DataError as `recommend` does.
+        """
+        check_k(k)
+        catalogue, banned = len(self._check(histories)), histories.items if exclude is None else exclude
+        check_rows("exclude", banned, len(histories), catalogue)
+        short, device, distinct = min(k, catalogue), self.network.table.device, banned.distinct()
+        hidden = torch.from_numpy(distinct.row_ids).to(device), torch.from_numpy(distinct.values).to(device)
+        found = beam_search(self.network, self._question(histories), short, max(width or self.config.beams, short), hidden)
+        items, scores, proven = (part.cpu().numpy() for part in found)
+        pad = ((0, 0), (0, k - short))
+        scores = np.pad(scores.astype(np.float32), pad, constant_values=-np.inf)
+        return Recommendations(np.pad(items, pad, constant_values=-1), scores), proven
 
     def _score(self, histories: Histories) -> Tensor:
         return all_scores(self.network, self._question(histories))

@@ -65,7 +65,7 @@ def beam_search(
     """
     memory, parts = network.read(batch), []
     step = _rows(network, width + 1)
-    for start in range(0, len(batch), step):
+    for start in range(0, max(len(batch), 1), step):
         mine = (excluded[0] >= start) & (excluded[0] < start + step)
         parts.append(_search(network, memory.rows(start, start + step), k, width, (excluded[0][mine] - start, excluded[1][mine])))
     items, scores, proven = (torch.cat(found) for found in zip(*parts, strict=True))
