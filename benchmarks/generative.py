@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.common import arguments, report
 from recsys_core import create, evaluate
-from recsys_core.data import Histories, Holdout, Split
+from recsys_core.data import Dataset, Histories, Holdout, Split
 from recsys_core.data.jagged import Ints
 from recsys_core.models.tiger import TIGER
 from recsys_core.recommender import FitOptions
@@ -38,9 +38,11 @@ def main() -> None:
         "--set", action="append", default=[], help='fields of a variant, "field=value field=value"; may be given several times'
     )
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--valid-users", type=int, default=5000, help="users of the validation part that decide when to stop")
+    parser.add_argument(
+        "--valid-users", type=int, default=5000, help="users of the validation part that decide when to stop, and among variants"
+    )
     parser.add_argument("--search-users", type=int, default=4096, help="users whose lists are timed, 0 for none")
-    parser.add_argument("--test", action="store_true", help="judge on the test part; without, on the whole validation part")
+    parser.add_argument("--test", action="store_true", help="judge on the test part; without, on those users")
     parser.add_argument("--folder", type=Path, help="where checkpoints, semantic ids and trained models are kept")
     options = parser.parse_args()
     # TF32 on a GPU: three decimal digits a factor, float32 sums.
@@ -48,7 +50,9 @@ def main() -> None:
     grid = Experiment.load(SETTINGS).grid
     assert grid is not None
     _, split = load_split(grid.data[0])
-    part = split.test if options.test else split.valid
+    users = min(options.valid_users, len(split.valid))
+    some = Holdout(split.valid.histories.slice(0, users), split.valid.targets.take(range(users)))
+    part = split.test if options.test else some
     rows, searches = [], []
     with TemporaryDirectory() as scratch:
         for text in options.set or [""]:
@@ -56,7 +60,7 @@ def main() -> None:
                 name = f"{text or 'as set'}, seed {seed}"
                 config = {**grid.models[0].config, **dict(field(pair) for pair in text.split()), "seed": seed}
                 folder = (options.folder or Path(scratch)) / "".join(c if c.isalnum() else "-" for c in name)
-                model, trained = train(name, split, config, options.valid_users, folder)
+                model, trained = train(name, split.train, some, config, folder)
                 rows.append({"variant": name, **trained, **quality(model, part, split, grid.metrics)})
                 print(json.dumps(rows[-1]), flush=True)
                 model.save(folder / "model")
@@ -78,7 +82,7 @@ def field(pair: str) -> tuple[str, Any]:
         return name, value
 
 
-def train(name: str, split: Split, config: dict[str, Any], valid_users: int, folder: Path) -> tuple[TIGER, dict[str, Any]]:
+def train(name: str, log: Dataset, some: Holdout, config: dict[str, Any], folder: Path) -> tuple[TIGER, dict[str, Any]]:
     """A trained model, and what training was like; a line an epoch is printed."""
     start = time.perf_counter()
 
@@ -87,11 +91,9 @@ def train(name: str, split: Split, config: dict[str, Any], valid_users: int, fol
         if ", step " not in text and "ids: epoch" not in text:
             print(f"[{name}] {time.perf_counter() - start:5.0f} s, {share:4.0%}, {text}", flush=True)
 
-    users = min(valid_users, len(split.valid))
-    some = Holdout(split.valid.histories.slice(0, users), split.valid.targets.take(range(users)))
     model = create("tiger", **config)
     assert isinstance(model, TIGER)
-    model.fit(split.train, say, FitOptions(validation=some, folder=folder))
+    model.fit(log, say, FitOptions(validation=some, folder=folder))
     epochs = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
     # The first epoch records the CUDA graph.
     steady = epochs[1:] or epochs
