@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from recsys_core.data.vocabulary import Vocabulary
+from recsys_core.errors import DataError
 from recsys_core.recommender import Histories, Recommender
 
 Value = str | float | Sequence[str] | None
@@ -17,6 +19,9 @@ Value = str | float | Sequence[str] | None
 
 class VectorRecommender(Recommender):
     """Base of recommenders with score = <query vector, item vector>. A subclass gives both, and says how an item is added."""
+
+    reads_text: ClassVar[bool] = False
+    """Whether an item's vector is made of its text, so that `text_vectors` knows that of any text."""
 
     @abstractmethod
     def query_vectors(self, histories: Histories) -> Tensor:
@@ -29,6 +34,10 @@ class VectorRecommender(Recommender):
     @abstractmethod
     def id_vectors(self) -> Tensor:
         """What training learned of each item beside its features, [I, E] float32; `add_items` takes such vectors."""
+
+    def text_vectors(self, texts: Sequence[str]) -> Tensor:
+        """What `add_items` takes for items with such texts (see `recsys_core.data.dataset.item_text`), [N, E] float32."""
+        raise DataError(f"{self.name} reads no text; a text map learns to guess its item vectors from text")
 
     @property
     def item_features(self) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from pydantic import PrivateAttr
 
 from agents.chat.engine import Completion, Engine, Scored
 from agents.chat.types import Message, ScoreRequest
-from agents.chat.weights import VERSION, convert
 from recsys_core.assets import derived
 from recsys_core.errors import DataError
+from recsys_core.language.gguf import VERSION, convert
 
 ASSET = "smollm2-135m-instruct"
 _ROLES = {"human": "user", "ai": "assistant", "system": "system"}

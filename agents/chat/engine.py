@@ -21,10 +21,11 @@ import torch
 from agents.chat.constrain import Guides
 from agents.chat.decode import Decoder, Row
 from agents.chat.likelihood import PASS_NODES, Tree, log_likelihoods, tree
-from agents.chat.model import fingerprint, load, native_dtype
+from agents.chat.model import load, native_dtype
 from agents.chat.text import Text
 from agents.chat.types import Message, ScoreRequest
 from recsys_core.errors import DataError, UnavailableError
+from recsys_core.language.decoder import fingerprint
 
 _GATHER_SECONDS = 0.005
 _EMPTY_KEPT = 65536

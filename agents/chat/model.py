@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from transformers.utils import logging
 
 from recsys_core.errors import DataError
 
-_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _GROWTH = 256
 """Columns by which a cache grows at least; each growth copies it."""
 
@@ -23,18 +21,6 @@ def native_dtype() -> torch.dtype:
     """bfloat16 where the CPU multiplies it in hardware (AVX512-BF16, AMX, ARM BF16), else float32: emulated, it would be slower."""
     able = torch.cpu.get_capabilities()
     return torch.bfloat16 if any(able.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16", "arm_bf16")) else torch.float32
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the files that make a model; raises DataError that names the missing ones."""
-    missing = [name for name in _FILES if not (folder / name).is_file()]
-    if missing:
-        raise DataError(f"{folder} is no model folder: {', '.join(missing)} missing; it needs {', '.join(_FILES)}")
-    digest = hashlib.sha256()
-    for name in _FILES:
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def load(folder: Path, dtype: torch.dtype) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -47,6 +48,11 @@ def _finite(rating: NDArray) -> Floats:
         row = int(np.isfinite(found).argmin())
         raise DataError(f"column rating holds {np.asarray(rating)[row]} in row {row}; give finite ratings, and leave out rows without one")
     return found
+
+
+def item_text(title: str, tags: Sequence[str]) -> str:
+    """A title and tags as one text, the same for items of a log and for those that come later."""
+    return f"{title}. {', '.join(tags)}" if tags else title
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +144,10 @@ class Dataset:
     def title(self, item: int) -> str:
         """One line of text for a dense item id; the external id where the source has no titles."""
         return self.titles[item] if self.titles else self.items.ids[item]
+
+    def text(self, item: int) -> str:
+        """What a language model reads of a dense item id: its title, and its tags behind it."""
+        return item_text(self.title(item), self.tags[item] if self.tags else ())
 
     def rows(self, keep: NDArray, name: str | None = None) -> Dataset:
         """The dataset with only some rows (a boolean mask or row indices [*]); vocabularies stay, so dense ids keep their meaning."""

@@ -30,6 +30,7 @@ _BUILT_IN = {
     "bert4rec": "recsys_core.models.bert4rec:BERT4Rec",
     "hstu": "recsys_core.models.hstu.model:HSTU",
     "tiger": "recsys_core.models.tiger.model:TIGER",
+    "hllm": "recsys_core.models.hllm.model:HLLM",
 }
 _registered: dict[str, type[Recommender]] = {}
 

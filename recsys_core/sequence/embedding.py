@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,21 @@ _FEATURE_SCALE = 0.5
 
 Schema = Mapping[str, Sequence[Mapping[str, Any]]]
 """What a model must remember of a dataset's features, by owner, ready for JSON (see `feature_schema`)."""
+
+
+class ItemEmbedding(nn.Module):
+    """What a network reads tokens by and is ranked by: vectors of `n_items` items, and of the start token, [*, dim]."""
+
+    n_items: int
+    dim: int
+
+    @abstractmethod
+    def items(self, rows: Tensor | None = None) -> Tensor:
+        """Vectors [N, dim] of dense item ids [N], or of the catalogue."""
+
+    @abstractmethod
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        """Vectors [T, dim] of a batch's tokens."""
 
 
 class FeatureTable(nn.Module):
@@ -139,7 +155,7 @@ def _spec(feature: Feature) -> dict[str, Any]:
     return {"kind": "category", **facts}
 
 
-class TokenEmbedding(nn.Module):
+class TokenEmbedding(ItemEmbedding):
     """Vectors of tokens, with their features, and of candidate items.
 
     An item's vector is its id's plus its features', as input and as output (tied). The start token's is learned, plus the user's features.
@@ -148,7 +164,7 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, n_items: int, n_users: int, dim: int, schema: Schema) -> None:
         super().__init__()
-        self.n_items, self.n_users, self.schema = n_items, n_users, schema
+        self.n_items, self.n_users, self.dim, self.schema = n_items, n_users, dim, schema
         self.ids = nn.Embedding(n_items + 1, dim)
         nn.init.normal_(self.ids.weight, std=dim**-0.5)
         self.item_features = FeatureTable(schema["item"], n_items, dim) if schema["item"] else None
@@ -174,12 +190,10 @@ class TokenEmbedding(nn.Module):
             self.schema = {**self.schema, "item": self.item_features.schema}
 
     def items(self, rows: Tensor | None = None) -> Tensor:
-        """Vectors [N, dim] of dense item ids [N], or of the catalogue."""
         ids = self.ids.weight[: self.n_items] if rows is None else self.ids(rows)
         return ids if self.item_features is None else ids + self.item_features(rows)
 
     def forward(self, batch: SequenceBatch) -> Tensor:
-        """Vectors [T, dim] of a batch's tokens."""
         x: Tensor = self.ids(batch.tokens)
         start = (batch.tokens == self.n_items)[:, None]
         if self.item_features is not None:

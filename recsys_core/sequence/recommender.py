@@ -22,7 +22,7 @@ from recsys_core.data.jagged import Jagged
 from recsys_core.errors import DataError
 from recsys_core.recommender import Histories, ModelConfig
 from recsys_core.sequence.batch import SequenceBatch, SequenceLog, history_batch
-from recsys_core.sequence.embedding import Schema, TokenEmbedding, feature_schema
+from recsys_core.sequence.embedding import ItemEmbedding, Schema, TokenEmbedding, feature_schema
 from recsys_core.sequence.losses import (
     Negatives,
     Objective,
@@ -41,13 +41,9 @@ _CPU_PIECE = 2**19
 """Numbers of a layer's activations [T, dim] a thread works on at once when ranking on a processor: its cache holds about so many."""
 
 
-class SequenceConfig(TrainingConfig):
-    """Settings of a sequence model. Rows of a batch are windows of at most `max_length` items."""
+class NextItemConfig(TrainingConfig):
+    """How sequences are read and what is learned from them. Rows of a batch are windows of at most `max_length` items."""
 
-    dim: int = Field(64, ge=1)
-    """Width of item vectors and of the network."""
-    blocks: int = Field(2, ge=1)
-    """Layers."""
     max_length: int = Field(50, ge=2)
     """Tokens of context: the start token and the latest max_length - 1 items. Longer training sequences are cut into windows."""
     dropout: float = Field(0.2, ge=0, lt=1)
@@ -66,8 +62,6 @@ class SequenceConfig(TrainingConfig):
     """The `t` of gBCE."""
     windows: Literal["all", "latest"] = "all"
     """What is learned from a sequence longer than max_length: all of it, cut into windows anew each epoch, or its latest items alone."""
-    features: bool = False
-    """Whether the dataset's user, item and interaction features are read beside the ids."""
 
     @model_validator(mode="after")
     def _objective_has_negatives(self) -> Self:
@@ -76,10 +70,21 @@ class SequenceConfig(TrainingConfig):
         return self
 
 
+class SequenceConfig(NextItemConfig):
+    """Settings of a sequence model of ids and features."""
+
+    dim: int = Field(64, ge=1)
+    """Width of item vectors and of the network."""
+    blocks: int = Field(2, ge=1)
+    """Layers."""
+    features: bool = False
+    """Whether the dataset's user, item and interaction features are read beside the ids."""
+
+
 class SequenceNetwork(nn.Module):
     """Base of networks: `embedding` makes vectors of tokens, `forward` states [T, dim] of a batch's tokens."""
 
-    embedding: TokenEmbedding
+    embedding: ItemEmbedding
     asks_device: ClassVar[bool] = True
     """Whether a step waits for an answer of the device, such as the length of a sequence; else it can be replayed as a CUDA graph."""
     causal: ClassVar[bool] = True
@@ -95,13 +100,15 @@ class SequenceNetwork(nn.Module):
         return states
 
 
-class SequenceRecommender(NetworkRecommender, VectorRecommender):
-    """Base of sequence models. A subclass sets `Config` and gives `_build`; `uses_time` says whether timestamps are read, and which."""
+class NextItemRecommender(NetworkRecommender, VectorRecommender):
+    """Base of models that rank what comes next by their state behind a sequence. A subclass sets `Config` and gives `_network`.
 
-    Config: ClassVar[type[ModelConfig]] = SequenceConfig
-    config: SequenceConfig
+    `uses_time` says whether timestamps are read, and which.
+    """
+
+    Config: ClassVar[type[ModelConfig]] = NextItemConfig
+    config: NextItemConfig
     network: SequenceNetwork
-    schema: Schema
 
     @property
     def uses_time(self) -> Literal["no", "past", "target"]:
@@ -120,13 +127,7 @@ class SequenceRecommender(NetworkRecommender, VectorRecommender):
         sampled = {"all": "all items", "shared": "shared uniform", "uniform": "uniform", "in-batch": in_batch}[config.sampling]
         negatives = sampled if config.sampling == "all" else f"{config.negatives} {sampled}"
         time = {"no": "no timestamps", "past": "timestamps of the past", "target": "timestamps, the target's too"}[self.uses_time]
-        return f"{config.loss}, {negatives}, {config.similarity}, order, {time}" + (", features" if config.features else "")
-
-    @abstractmethod
-    def _build(self, embedding: TokenEmbedding) -> SequenceNetwork: ...
-
-    def _network(self) -> SequenceNetwork:
-        return self._build(TokenEmbedding(len(self._catalogue()), self.n_users, self.config.dim, self.schema))
+        return f"{config.loss}, {negatives}, {config.similarity}, order, {time}"
 
     def _learner(self, dataset: Dataset) -> SequenceLearner:
         return SequenceLearner(self.network, self.config, SequenceLog.of(dataset), dataset.item_counts)
@@ -134,21 +135,18 @@ class SequenceRecommender(NetworkRecommender, VectorRecommender):
     def _initialize(self, dataset: Dataset) -> None:
         if self.uses_time != "no" and not dataset.timed:
             raise DataError(f"{self.name} reads timestamps, and {dataset.name!r} has an order only; train it without time")
-        features = dataset.features if self.config.features else Features()
-        self.schema = feature_schema(features)
         super()._initialize(dataset)
-        self.network.embedding.fill(features)
 
     @torch.inference_mode()
     def query_vectors(self, histories: Histories) -> Tensor:
         if self.uses_time != "no" and histories.timestamps is None:
             raise DataError(f"{self.name} was trained with timestamps and these histories have none; give them, or train it without time")
-        device = self.network.embedding.ids.weight.device
-        room = torch.get_num_threads() * _CPU_PIECE // (self.config.dim * self.config.max_length)
+        device, dim = next(self.network.parameters()).device, self.network.embedding.dim
+        room = torch.get_num_threads() * _CPU_PIECE // (dim * self.config.max_length)
         step = max(room if device.type == "cpu" else len(histories), 1)
         # Histories of like length need little padding.
         order = np.argsort(histories.items.lengths, kind="stable")
-        states = torch.empty(len(order), self.config.dim, device=device)
+        states = torch.empty(len(order), dim, device=device)
         for start in range(0, len(order), step):
             rows = order[start : start + step]
             states[torch.from_numpy(rows).to(device)] = self.network.last(self._question(histories.take(rows)).to(device))
@@ -158,20 +156,50 @@ class SequenceRecommender(NetworkRecommender, VectorRecommender):
     def item_vectors(self) -> Tensor:
         return similarity_vectors(self.config, self.network.embedding.items().detach())
 
+    def _question(self, histories: Histories) -> SequenceBatch:
+        """The batch whose last states rank the catalogue."""
+        return history_batch(histories, len(self._catalogue()), self.config.max_length)
+
+
+class SequenceRecommender(NextItemRecommender):
+    """Base of sequence models of ids and features. A subclass sets `Config` and gives `_build`."""
+
+    Config: ClassVar[type[ModelConfig]] = SequenceConfig
+    config: SequenceConfig
+    schema: Schema
+
+    @property
+    def training(self) -> str:
+        return super().training + (", features" if self.config.features else "")
+
+    @abstractmethod
+    def _build(self, embedding: TokenEmbedding) -> SequenceNetwork: ...
+
+    @property
+    def _embedding(self) -> TokenEmbedding:
+        embedding = self.network.embedding
+        assert isinstance(embedding, TokenEmbedding)
+        return embedding
+
+    def _network(self) -> SequenceNetwork:
+        return self._build(TokenEmbedding(len(self._catalogue()), self.n_users, self.config.dim, self.schema))
+
+    def _initialize(self, dataset: Dataset) -> None:
+        features = dataset.features if self.config.features else Features()
+        self.schema = feature_schema(features)
+        super()._initialize(dataset)
+        self._embedding.fill(features)
+
     def id_vectors(self) -> Tensor:
-        return self.network.embedding.ids.weight.detach()[: len(self._catalogue())]
+        return self._embedding.ids.weight.detach()[: len(self._catalogue())]
 
     @property
     def item_features(self) -> tuple[str, ...]:
         return tuple(spec["name"] for spec in self.schema["item"])
 
     def _append(self, vectors: Tensor, features: Sequence[Mapping[str, Value]]) -> None:
-        self.network.embedding.append(vectors, features)
-        self.schema = self.network.embedding.schema
-
-    def _question(self, histories: Histories) -> SequenceBatch:
-        """The batch whose last states rank the catalogue."""
-        return history_batch(histories, len(self._catalogue()), self.config.max_length)
+        self._embedding.append(vectors, features)
+        self.schema = self._embedding.schema
 
     def _meta(self) -> dict[str, Any]:
         return {"features": self.schema}
@@ -180,12 +208,12 @@ class SequenceRecommender(NetworkRecommender, VectorRecommender):
         self.schema = meta["features"]
 
 
-def similarity_scale(config: SequenceConfig, states: Tensor) -> Tensor:
+def similarity_scale(config: NextItemConfig, states: Tensor) -> Tensor:
     """States [T, D] such that their products with `similarity_vectors` are the scores: similarity / temperature."""
     return (functional.normalize(states, dim=1) if config.similarity == "cosine" else states) / config.temperature
 
 
-def similarity_vectors(config: SequenceConfig, items: Tensor) -> Tensor:
+def similarity_vectors(config: NextItemConfig, items: Tensor) -> Tensor:
     """Item vectors [N, D], of unit length for cosine."""
     return functional.normalize(items, dim=1) if config.similarity == "cosine" else items
 
@@ -194,9 +222,9 @@ class SequenceLearner(WindowLearner):
     """A network with a training log: windows in random order, each position predicting the item after it."""
 
     network: SequenceNetwork
-    config: SequenceConfig
+    config: NextItemConfig
 
-    def __init__(self, network: SequenceNetwork, config: SequenceConfig, log: SequenceLog, item_counts: NDArray) -> None:
+    def __init__(self, network: SequenceNetwork, config: NextItemConfig, log: SequenceLog, item_counts: NDArray) -> None:
         super().__init__(log, len(item_counts), config.max_length, config.batch_size)
         self.network, self.config = network, config
         frequency = torch.from_numpy(item_counts / max(item_counts.sum(), 1)).float()

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from recsys_core.data.dataset import Dataset
+from recsys_core.data.dataset import Dataset, item_text
 from recsys_core.data.features import Category, Feature, Number, Tags
 from recsys_core.data.jagged import Ints, Jagged
 from recsys_core.data.vocabulary import Vocabulary
@@ -65,10 +65,10 @@ class Catalogue:
         return found
 
     def texts(self, rows: Iterable[int]) -> list[str]:
-        """What a text encoder reads of each item: its title, and its tags behind it."""
+        """What a text encoder reads of each item; see `item_text`."""
         tags = _named(self.features, TAG)
         words = _values(tags) if tags else [()] * len(self)
-        return [f"{self.titles[r]}. {', '.join(words[r])}" if words[r] else self.titles[r] for r in rows]  # type: ignore[arg-type]
+        return [item_text(self.titles[r], words[r]) for r in rows]  # type: ignore[arg-type]
 
     def extended(self, items: Sequence[NewItem]) -> Catalogue:
         """The catalogue with further items behind the present ones; tags and categories never met before join their feature.

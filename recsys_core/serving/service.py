@@ -161,22 +161,27 @@ class Service:
     def add_items(self, items: Sequence[NewItem], text_map: TextMap | None = None) -> None:
         """Appends items that came after training to catalogue and model; from now on they are recommended and may stand in histories.
 
-        The vector of an item's id is what the text map makes of its title and tags, or without a map the mean over trained items; the
-        vectors of its features are added by models that read features. Raises DataError, and changes nothing, for an id twice, a feature
-        value of the wrong kind, a model without item vectors, or an item of which neither text nor a feature reaches the model.
+        A model that reads text makes an item's vector of its title and tags. For others the vector of an item's id is what the text map
+        makes of these, or without a map the mean over trained items, and models that read features add the vectors of its features. Raises
+        DataError, and changes nothing, for an id twice, a feature value of the wrong kind, a model without item vectors, or an item of
+        which neither text nor a feature reaches the model.
         """
         model = self._vectors()
         catalogue = self.catalogue.extended(items)
         for item in items:
-            if text_map is None and not set(item.features) & set(model.item_features):
+            if text_map is None and not model.reads_text and not set(item.features) & set(model.item_features):
                 reads = ", ".join(model.item_features) or "none"
                 raise DataError(
                     f"nothing known of new item {item.id!r} reaches {model.name}, which reads features: {reads}; pass a text_map"
                 )
-        learned = model.id_vectors()[: catalogue.trained]
-        vectors = learned[torch.from_numpy(catalogue.counts[: catalogue.trained] > 0)].mean(0, keepdim=True).repeat(len(items), 1)
+        texts = catalogue.texts(range(len(self.catalogue), len(catalogue)))
         if text_map is not None:
-            vectors = torch.from_numpy(text_map(catalogue.texts(range(len(self.catalogue), len(catalogue)))))
+            vectors = torch.from_numpy(text_map(texts))
+        elif model.reads_text:
+            vectors = model.text_vectors(texts)
+        else:
+            learned = model.id_vectors()[: catalogue.trained]
+            vectors = learned[torch.from_numpy(catalogue.counts[: catalogue.trained] > 0)].mean(0, keepdim=True).repeat(len(items), 1)
         model.add_items([item.id for item in items], vectors, [item.features for item in items])
         self.catalogue = catalogue
         if self._index is not None:

@@ -28,8 +28,8 @@ transformers = pytest.importorskip("transformers")
 from agents.chat.decode import Row  # noqa: E402
 from agents.chat.embedded import ASSET, EmbeddedChatModel  # noqa: E402 - the extra `llm` is known to be there only from here on
 from agents.chat.engine import Engine  # noqa: E402
-from agents.chat.model import fingerprint  # noqa: E402
-from agents.chat.weights import VERSION, convert  # noqa: E402
+from recsys_core.language.decoder import fingerprint  # noqa: E402
+from recsys_core.language.gguf import VERSION, convert  # noqa: E402
 
 CAPITAL = [Message("user", "What is the capital of France?")]
 WATCH = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_language import tiny
 
 import recsys_core
 from recsys_core import Histories, ModelConfig, Recommender
@@ -47,8 +48,9 @@ SMALL = {
         "max_length": 8,
         "epochs": 2,
     },
+    "hllm": tiny(),
 }
-SEEDED = ["bert4rec", "bpr", "gru4rec", "hstu", "lightgcn", "multvae", "random", "sasrec", "tiger"]
+SEEDED = ["bert4rec", "bpr", "gru4rec", "hllm", "hstu", "lightgcn", "multvae", "random", "sasrec", "tiger"]
 
 
 def log(rows: list[list[int]], n_items: int) -> Dataset:

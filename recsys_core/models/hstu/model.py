@@ -71,7 +71,7 @@ class HSTU(SequenceRecommender):
         if not self.config.actions:
             raise DataError("score_candidates needs the ranking head; train hstu with actions = true on a log with ratings")
         check_candidates(candidates, len(histories), len(self._catalogue()))
-        question = self._question(histories).to(self.network.embedding.ids.weight.device)
+        question = self._question(histories).to(next(self.network.parameters()).device)
         return score_candidates(self.network, question, torch.from_numpy(candidates), micro_batch).cpu().numpy()
 
     def _meta(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a GGUF file to what the embedded engine reads: `config.json`, `model.safetensors` (bfloat16) and `tokenizer.json`.
+"""From a GGUF file to a folder in Hugging Face's layout: `config.json`, `model.safetensors` (bfloat16) and `tokenizer.json`.
 
 Done once and cached: dequantizing 4-bit blocks takes seconds, memory-mapping the result does not.
 """
@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
 
-from recsys_core.errors import DataError, missing_extra
+from recsys_core.errors import DataError
+from recsys_core.extras import optional
 
 VERSION = "bf16-1"
 """Names the result of `convert`; part of the embedded model's identity."""
+_PURPOSE = "converting a GGUF file"
 
 _LAYER = {
     "attn_norm": "input_layernorm",
@@ -34,17 +38,14 @@ _CONTROL = 3
 
 def convert(source: Path, out: Path) -> None:
     """Converts the one `.gguf` file in folder `source`; tensor names and config keys are those of Hugging Face's LlamaForCausalLM."""
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise missing_extra("gguf", "llm", "converting the embedded model") from error
+    gguf = optional("gguf", "llm", _PURPOSE)
     files = sorted(source.glob("*.gguf"))
     if len(files) != 1:
         raise DataError(f"{source} holds {len(files)} .gguf files; expected 1")
-    reader = GGUFReader(files[0])
+    reader = gguf.GGUFReader(files[0])
     fields = {name: field.contents() for name, field in reader.fields.items()}
     if fields["general.architecture"] != "llama":
-        raise DataError(f"{files[0].name} is a {fields['general.architecture']!r} model; the embedded engine runs 'llama' models")
+        raise DataError(f"{files[0].name} is a {fields['general.architecture']!r} model; only 'llama' models can be converted")
     config = _config(fields)
     (out / "config.json").write_text(json.dumps(config, indent=1))
     _save_tokenizer(fields, out / "tokenizer.json")
@@ -72,26 +73,25 @@ def _config(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _save_tokenizer(fields: dict[str, Any], path: Path) -> None:
     """SmolLM's tokenizer: byte-level BPE that splits numbers into digits (`tokenizer.ggml.pre` = smollm)."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
+    tokenizers = optional("tokenizers", "llm", _PURPOSE)
     if fields["tokenizer.ggml.pre"] != "smollm":
-        raise DataError(f"tokenizer kind {fields['tokenizer.ggml.pre']!r} is unknown; the embedded engine reads 'smollm'")
+        raise DataError(f"tokenizer kind {fields['tokenizer.ggml.pre']!r} is unknown; only 'smollm' can be converted")
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
-    digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    digits, byte_level = (
+        tokenizers.pre_tokenizers.Digits(individual_digits=True),
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, byte_level])
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     control = [t for t, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    tokenizer.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in control])
     tokenizer.save(str(path))
 
 
 def _save_tensors(tensors: Any, config: dict[str, Any], path: Path) -> None:
-    import torch
-    from gguf import dequantize
-    from safetensors.torch import save_file
-
+    dequantize = optional("gguf", "llm", _PURPOSE).dequantize
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     state = {}
     for tensor in tensors:
