@@ -105,5 +105,11 @@ def pretrained_decoder(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     return loaded
 
 
+def decoder_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of all decoders in a module."""
+    kinds = {kind for part in module.modules() for kind in getattr(part, "_no_split_modules", None) or ()}
+    return [part for part in module.modules() if type(part).__name__ in kinds]
+
+
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]

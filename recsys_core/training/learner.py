@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recsys_core.training.compiling import compiled
 from recsys_core.training.graph import StaticBatch
 
 Batch = TypeVar("Batch")
@@ -37,6 +38,10 @@ class Learner(nn.Module, Generic[Batch]):
     def static(self, batches: Sequence[Batch]) -> StaticBatch | None:
         """A batch with room for each of an epoch's, for steps replayed as a CUDA graph; None where a step has to ask the device."""
         return None
+
+    def translated(self, device: torch.device) -> nn.Module:
+        """The learner with a forward and backward pass that torch.compile translates; raises UnavailableError without a compiler."""
+        return compiled(self, device)
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:

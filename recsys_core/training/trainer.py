@@ -17,7 +17,6 @@ from recsys_core.errors import DataError
 from recsys_core.progress import Progress, silent
 from recsys_core.recommender import FitOptions
 from recsys_core.training.checkpoint import Checkpoint, Position, optimizer_tensors, restore_optimizer, strip
-from recsys_core.training.compiling import compiled
 from recsys_core.training.config import TrainingConfig
 from recsys_core.training.distributed import World
 from recsys_core.training.graph import CapturedStep
@@ -55,7 +54,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, rate, (0.9, config.beta2), weight_decay=config.weight_decay, fused=True, capturable=on_gpu
         )
-        self.loss: Callable[[Any], Tensor] = compiled(learner, self.device) if config.compile else learner
+        self.loss: Callable[[Any], Tensor] = learner.translated(self.device) if config.compile else learner
         self.captured: CapturedStep | None = None
         self.position = Position()
         self.best: dict[str, Tensor] = {}

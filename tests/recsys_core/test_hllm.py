@@ -396,3 +396,13 @@ def test_a_model_trained_on_a_gpu_ranks_the_same_on_a_processor(split: Split, tm
     np.testing.assert_allclose(recsys_core.load(tmp_path).score(split.test.histories), expected, atol=1e-2)
     empty = Histories.of([[]])
     np.testing.assert_allclose(model.to("cpu").score(empty), recsys_core.load(tmp_path).score(empty), atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_translated_layers_train_the_same_model(split: Split, device: str) -> None:
+    scores = []
+    for compile_ in (False, True):
+        model = recsys_core.create("hllm", **tiny(epochs=1, negatives=6, compile=compile_, recompute=compile_, patience=1))
+        scores.append(model.fit(split.train, options=FitOptions(split.valid, device=device)).score(split.test.histories))
+    np.testing.assert_allclose(scores[1], scores[0], atol=2e-2)

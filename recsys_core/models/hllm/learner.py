@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from recsys_core.language.decoder import decoder_layers
 from recsys_core.models.hllm.network import HLLMNetwork
 from recsys_core.sequence.batch import SequenceBatch
 from recsys_core.sequence.losses import distinct_uniform, log_q
 from recsys_core.sequence.recommender import SequenceLearner, similarity_scale, similarity_vectors
+from recsys_core.training.compiling import check_compiler
 
 
 class HLLMLearner(SequenceLearner):
@@ -21,6 +23,13 @@ class HLLMLearner(SequenceLearner):
     def forward(self, batch: SequenceBatch) -> Tensor:
         assert batch.targets is not None
         return self.info_nce(batch, self.drawn(batch.targets))
+
+    def translated(self, device: torch.device) -> nn.Module:
+        # A decoder's layers are alike, so one translation serves all; the network as a whole would take minutes.
+        check_compiler(device)
+        for layer in decoder_layers(self.network):
+            layer.compile(dynamic=True)
+        return self
 
     def drawn(self, targets: Tensor) -> Tensor:
         """The negatives [N] int64 of a step with such targets [T]: item ids, which all its positions share."""
