@@ -1,22 +1,27 @@
 """Items that came after training: how well features and text place them, against chance.
 
-A hundred films are hidden from a SASRec's training and added to its service afterwards. Each time someone took one of them, the hundred are
-ranked behind what that user had taken before; the figures are over these rankings, and chance is a random order of the hundred.
+A hundred films are hidden from a training and added to the model's service afterwards. Each time someone took one of them, the hundred are
+ranked behind what that user had taken before; the figures are over these rankings, and chance is a random order of the hundred. SASRec gets
+their vectors from features, from a map that learned to guess vectors from text, or both; HLLM reads their titles and genres itself.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from benchmarks.common import arguments, report
 from recsys_core import create
 from recsys_core.data import Dataset, Histories, Jagged, load_dataset
-from recsys_core.serving import NewItem, Service, sentence_encoder
+from recsys_core.recommender import Recommender
+from recsys_core.serving import NewItem, Service, TextMap, sentence_encoder
 
 HIDDEN, FEWEST = 100, 20
+HLLM = {"train_item_model": False, "user_layers": 2, "sampling": "all", "epochs": 4, "batch_size": 32, "learning_rate": 1e-3}
+"""The settings of results/ml-100k-text.toml, in float32."""
 _FIT = ("text R2", "text recall@10", "by chance")
 
 
@@ -55,29 +60,43 @@ def questions(dataset: Dataset, service: Service, hidden: np.ndarray, count: int
     return Histories(Jagged.from_rows(rows), np.full(len(rows), -1)), np.searchsorted(hidden, sequence[places])
 
 
+def asked(model: Recommender, seen: Dataset, items: list[NewItem], encode: TextMap.Encoder | None) -> tuple[Service, dict[str, Any]]:
+    """A service of the model with the new items, and how well its text map fits, where text is encoded for one."""
+    # Adding items changes a service's model; each arm starts from the trained one.
+    service = Service.of(copy.deepcopy(model), seen)
+    found = service.text_map(encode) if encode else None
+    service.add_items(items, found)
+    return service, {"text R2": found.r2, "text recall@10": found.recall, "by chance": found.chance} if found else dict.fromkeys(_FIT, "")
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=15, help="of SASRec")
     parser.add_argument("--questions", type=int, default=3000)
+    parser.add_argument("--models", default="sasrec,hllm")
     options = parser.parse_args()
     dataset, encode, rows = load_dataset("ml-100k"), sentence_encoder(), []
     for seed in range(options.seeds):
         frequent = np.flatnonzero(dataset.item_counts >= FEWEST)
         hidden = np.sort(np.random.default_rng(seed).choice(frequent, HIDDEN, replace=False))
         seen = without(dataset, hidden)
-        for features in (True, False):
-            model = create("sasrec", seed=seed, epochs=options.epochs, features=features).fit(seen)
-            for text in (True, False) if features else (True,):
-                # Adding items changes a service's model; each arm starts from the trained one.
-                service = Service.of(copy.deepcopy(model), seen)
-                found = service.text_map(encode) if text else None
-                service.add_items(new_items(dataset, hidden, features), found)
-                histories, target = questions(dataset, service, hidden, options.questions, seed)
-                scores = service.model.score(histories)[:, -HIDDEN:]
-                rank = (scores >= scores[np.arange(len(target)), target][:, None]).sum(1)
-                fit = {"text R2": found.r2, "text recall@10": found.recall, "by chance": found.chance} if found else dict.fromkeys(_FIT, "")
-                rows.append({"seed": seed, "features": features, "text": text, "HR@10 of 100": float((rank <= 10).mean()), **fit})
+        arms: list[tuple[Recommender, bool, bool]] = []
+        if "sasrec" in options.models:
+            for features in (True, False):
+                model = create("sasrec", seed=seed, epochs=options.epochs, features=features).fit(seen)
+                arms += [(model, features, text) for text in ((True, False) if features else (True,))]
+        if "hllm" in options.models:
+            arms.append((create("hllm", seed=seed, **HLLM).fit(seen), False, True))
+        for model, features, text in arms:
+            mapped = encode if text and model.name == "sasrec" else None
+            service, fit = asked(model, seen, new_items(dataset, hidden, features), mapped)
+            histories, target = questions(dataset, service, hidden, options.questions, seed)
+            scores = service.model.score(histories)[:, -HIDDEN:]
+            rank = (scores >= scores[np.arange(len(target)), target][:, None]).sum(1)
+            arm = {"model": model.name, "seed": seed, "features": features, "text": text}
+            rows.append({**arm, "HR@10 of 100": float((rank <= 10).mean()), **fit})
+            print(rows[-1], flush=True)
     report("cold items", rows, options.csv)
 
 

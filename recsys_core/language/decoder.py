@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from recsys_core import assets
-from recsys_core.errors import DataError
+from recsys_core.errors import DataError, unknown_name
 from recsys_core.extras import optional
 from recsys_core.language.gguf import VERSION, convert
 
@@ -29,6 +29,8 @@ def decoder_folder(name: str) -> Path:
         if not (path / "config.json").is_file():
             raise DataError(f"{path} is no model folder: config.json is missing; give a folder in Hugging Face's layout, or {SMOLLM2!r}")
         return path
+    if name not in assets.assets():
+        raise unknown_name("language model", name, [SMOLLM2, "or a folder with config.json, *.safetensors and tokenizer.json"])
     return assets.derived(name, VERSION, convert)
 
 

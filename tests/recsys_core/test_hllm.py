@@ -20,7 +20,7 @@ from torch import Tensor
 import recsys_core
 from recsys_core import Histories, assets
 from recsys_core.data import Dataset, Split, Vocabulary
-from recsys_core.errors import DataError, UnavailableError
+from recsys_core.errors import DataError, UnavailableError, UnknownNameError
 from recsys_core.language.decoder import SMOLLM2, decoder_config, decoder_folder, new_decoder, pretrained_decoder, read_tokenizer
 from recsys_core.language.gguf import VERSION
 from recsys_core.language.reader import TextReader, TextTokens, pieces
@@ -328,6 +328,8 @@ def test_wrong_folders_are_explained(split: Split, tmp_path: Path, monkeypatch: 
         (folder / name).unlink()
         with pytest.raises(DataError, match=name):
             recsys_core.create("hllm", **tiny(item_model=str(folder))).fit(split.train)
+    with pytest.raises(UnknownNameError, match=rf"unknown language model 'smollm'; did you mean '{SMOLLM2}'\?.*or a folder"):
+        recsys_core.create("hllm", **tiny(user_model="smollm")).fit(split.train)
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_decoder(), folder)
     weights = (folder / "model.safetensors").read_bytes()
