@@ -84,7 +84,7 @@ def new_decoder(config: Mapping[str, Any]) -> nn.Module:
 
 
 def pretrained_decoder(folder: Path, config: Mapping[str, Any]) -> nn.Module:
-    """The decoder with the weights in a folder, as float32; runs no code from there and says nothing on the terminal.
+    """The decoder with the weights in a folder, as float32; runs no code from there, unpickles nothing and says nothing on the terminal.
 
     Raises DataError for weights that are missing or of another shape.
     """
@@ -97,8 +97,9 @@ def pretrained_decoder(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     known = transformers.AutoConfig.for_model(**{**config, "use_cache": False})
     try:
         model, found = transformers.AutoModel.from_pretrained(
-            folder, config=known, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
-        )
+            folder, config=known, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True, use_safetensors=True,
+            output_loading_info=True,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{folder} cannot be loaded as a language model: {_line(error)}") from error
     if missing := sorted(found["missing_keys"]):

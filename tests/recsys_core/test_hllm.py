@@ -336,6 +336,11 @@ def test_wrong_folders_are_explained(split: Split, tmp_path: Path, monkeypatch: 
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(DataError, match="cannot be loaded as a language model"):
         recsys_core.create("hllm", **tiny(user_model=str(folder))).fit(split.train)
+    # Pickled weights may hold code; they are not even opened.
+    torch.save(load_file(Path(tiny_decoder()) / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"cannot be loaded as a language model.*safetensors"):
+        recsys_core.create("hllm", **tiny(user_model=str(folder))).fit(split.train)
     shutil.copy(Path(tiny_decoder(16)) / "model.safetensors", folder)
     with pytest.raises(DataError, match="damaged"):
         recsys_core.create("hllm", **tiny(user_model=str(folder))).fit(split.train)
