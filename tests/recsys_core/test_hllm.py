@@ -27,7 +27,7 @@ from recsys_core.language.reader import TextReader, TextTokens, pieces
 from recsys_core.models.hllm import HLLM
 from recsys_core.models.hllm.learner import HLLMLearner
 from recsys_core.models.hllm.network import TrainedTexts
-from recsys_core.recommender import FitOptions
+from recsys_core.recommender import FitOptions, weights_file
 from recsys_core.sequence.batch import SequenceBatch
 from recsys_core.serving import NewItem, Service
 
@@ -238,7 +238,7 @@ def test_a_saved_model_needs_no_other(split: Split, tmp_path: Path, trained: boo
         assert torch.equal(loaded.text_vectors(["A later film. Comedy"]), told)
         return
     # A frozen item model is not a part of what was trained, so it is not saved; another in its place would read texts differently.
-    assert not any("reader" in name for name in load_file(tmp_path / "saved" / "weights.safetensors"))
+    assert not any("reader" in name for name in load_file(weights_file(tmp_path / "saved")))
     shutil.copytree(tiny_decoder(), source)
     assert torch.equal(loaded.text_vectors(["A later film. Comedy"]), told)
     config = (source / "config.json").read_text()
