@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -61,7 +62,7 @@ def decoder_config(folder: Path, layers: int | None) -> dict[str, Any]:
     """What describes the first `layers` layers (None: all) of the model in a folder, ready for JSON; DataError where it has fewer."""
     transformers = optional("transformers", "llm", _PURPOSE)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder} describes no model that transformers knows: {_line(error)}") from error
     if layers is not None:
@@ -72,6 +73,13 @@ def decoder_config(folder: Path, layers: int | None) -> dict[str, Any]:
             config.layer_types = config.layer_types[:layers]
     plain: dict[str, Any] = config.to_dict()
     return plain
+
+
+def decoder_width(config: Mapping[str, Any]) -> int:
+    """The width of a described decoder's states; families call it by different names."""
+    transformers = optional("transformers", "llm", _PURPOSE)
+    width: int = transformers.AutoConfig.for_model(**config).hidden_size
+    return width
 
 
 def new_decoder(config: Mapping[str, Any]) -> nn.Module:
@@ -88,8 +96,6 @@ def pretrained_decoder(folder: Path, config: Mapping[str, Any]) -> nn.Module:
 
     Raises DataError for weights that are missing or of another shape.
     """
-    import torch
-
     transformers = optional("transformers", "llm", _PURPOSE)
     logging = transformers.utils.logging
     logging.set_verbosity_error()
@@ -98,7 +104,7 @@ def pretrained_decoder(folder: Path, config: Mapping[str, Any]) -> nn.Module:
     try:
         model, found = transformers.AutoModel.from_pretrained(
             folder, config=known, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True, use_safetensors=True,
-            output_loading_info=True,
+            trust_remote_code=False, output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise DataError(f"{folder} cannot be loaded as a language model: {_line(error)}") from error
@@ -106,6 +112,30 @@ def pretrained_decoder(folder: Path, config: Mapping[str, Any]) -> nn.Module:
         raise DataError(f"{folder} lacks {len(missing)} of the model's weights, such as {missing[0]}; it holds another model")
     loaded: nn.Module = model
     return loaded
+
+
+@torch.no_grad()
+def check_decoder(decoder: nn.Module, name: str, tokens: int) -> None:
+    """Raises DataError unless a model on the processor has places for so many tokens, and each reads itself and those before it alone.
+
+    A model that looks ahead, such as BERT, would see in training what it is to predict.
+    """
+    places = getattr(decoder.config, "max_position_embeddings", None)
+    if places is not None and places < tokens:
+        raise DataError(f"{name} has places for {places} tokens and {tokens} would be read; lower max_length or text_length")
+    width: int = decoder.config.hidden_size  # type: ignore[union-attr, assignment]
+    # Two sequences that differ in their last token; no random numbers, so that training draws its own as without this look.
+    one = torch.arange(3 * width).sin().view(3, width)
+    pair = torch.stack([one, torch.cat([one[:2], one[:1]])])
+    was = decoder.training
+    try:
+        states = decoder.eval()(inputs_embeds=pair, use_cache=False).last_hidden_state
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{name} is no decoder that reads vectors in place of words: {_line(error)}") from error
+    finally:
+        decoder.train(was)
+    if not torch.allclose(states[0, :2], states[1, :2], rtol=1e-4, atol=1e-5):
+        raise DataError(f"{name} reads later tokens too, as encoders do, and would see what it is to predict; give a decoder")
 
 
 def decoder_layers(module: nn.Module) -> list[nn.Module]:

@@ -65,7 +65,8 @@ class TextReader(nn.Module):
         found = []
         for first, last, longest in pieces(lengths[order].cpu().numpy(), self.piece, len(self.get_buffer("prompt")) + 1):
             here = order[first:last]
-            places = starts[here][:, None] + torch.arange(longest, device=rows.device)
+            # At least one place, which no text has to fill: a decoder reads no empty sequence.
+            places = starts[here][:, None] + torch.arange(max(longest, 1), device=rows.device)
             words = tokens[places.clamp(max=max(len(tokens) - 1, 0))] if len(tokens) else places.new_zeros(places.shape)
             if self.recompute and torch.is_grad_enabled():
                 found.append(checkpoint(self._read, words, lengths[here], use_reentrant=False))

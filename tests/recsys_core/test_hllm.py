@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import copy
 import functools
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import recsys_core
@@ -33,7 +35,7 @@ from recsys_core.serving import NewItem, Service
 
 pytest.importorskip("transformers", reason="HLLM's decoders need the extra llm")
 
-from tiny_language import CONTROL, tiny, tiny_decoder
+from tiny_language import CONTROL, tiny, tiny_decoder, tiny_of
 
 ROWS = st.lists(st.lists(st.integers(0, 200), min_size=1, max_size=9), min_size=1, max_size=7)
 
@@ -319,6 +321,86 @@ def test_models_of_different_widths_go_together(split: Split, tmp_path: Path) ->
     assert model.item_vectors().shape == (80, 32)  # type: ignore[attr-defined]
     model.save(tmp_path)
     np.testing.assert_array_equal(recsys_core.load(tmp_path).score(split.test.histories), model.score(split.test.histories))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_decoders_of_other_families_are_taken(split: Split, tmp_path: Path, trained: bool) -> None:
+    other = tiny_of("gpt2")
+    fields = tiny(item_model=other, user_model=other, epochs=1, train_item_model=trained, text_length=20, item_layers=1)
+    model = recsys_core.create("hllm", **fields).fit(split.train)
+    model.save(tmp_path)
+    np.testing.assert_array_equal(recsys_core.load(tmp_path).score(split.test.histories), model.score(split.test.histories))
+
+
+def test_a_model_that_looks_ahead_or_has_too_few_places_is_refused(split: Split) -> None:
+    for field in ("item_model", "user_model"):
+        with pytest.raises(DataError, match=r"reads later tokens too, as encoders do"):
+            recsys_core.create("hllm", **tiny(**{field: tiny_of("bert")}, text_length=20)).fit(split.train)
+    for field, fits, more in (
+        ("user_model", {"max_length": 40}, {"max_length": 41}),
+        ("item_model", {"text_length": 38}, {"text_length": 39}),
+    ):
+        assert learner(split, **{field: tiny_of("gpt2")}, **fits)
+        with pytest.raises(DataError, match=r"places for 40 tokens and 41 would be read; lower max_length or text_length"):
+            learner(split, **{field: tiny_of("gpt2")}, **more)
+
+
+def test_code_in_a_models_folder_is_never_offered_to_be_run(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "decoder"
+    shutil.copytree(tiny_decoder(), folder)
+    (folder / "own.py").write_text("raise SystemExit('code from the folder was run')\n")
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | own))
+
+    asked: list[object] = []
+    monkeypatch.setattr(builtins, "input", lambda *given: asked.append(given) or "n")
+    with pytest.raises(DataError, match="describes no model that transformers knows"):
+        recsys_core.create("hllm", **tiny(user_model=str(folder))).fit(split.train)
+    assert not asked
+
+
+def test_a_log_without_texts_is_refused(split: Split) -> None:
+    bare = replace(split.train, titles=(), tags=())
+    with pytest.raises(DataError, match=r"no titles and no tags for hllm to read"):
+        recsys_core.create("hllm", **tiny()).fit(bare)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_texts_that_leave_no_tokens_have_a_vector(split: Split, tmp_path: Path, trained: bool) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path / "decoder"
+    shutil.copytree(tiny_decoder(), folder)
+    words = Tokenizer(models.WordLevel({"?": 0, "Film": 1}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(folder / "tokenizer.json"))
+    blank = replace(split.train, titles=("Film", *["  "] * 79), tags=())
+    fields = tiny(item_model=str(folder), prompt="", text_length=1, piece=1, epochs=1, train_item_model=trained)
+    vectors = recsys_core.create("hllm", **fields).fit(blank).item_vectors()  # type: ignore[attr-defined]
+    assert bool(vectors.isfinite().all())
+    torch.testing.assert_close(vectors[1:], vectors[1:2].expand(79, -1))
+    assert not torch.allclose(vectors[0], vectors[1])
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_text_read_later_has_the_vector_it_has_in_the_catalogue(split: Split, trained: bool) -> None:
+    model = recsys_core.create("hllm", **tiny(epochs=1, precision="bfloat16", train_item_model=trained)).fit(split.train)
+    assert isinstance(model, HLLM)
+    torch.testing.assert_close(model.text_vectors([split.train.text(n) for n in range(80)]), model.id_vectors(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_does_not_go_on_with_another_item_model(split: Split, tmp_path: Path) -> None:
+    folder = tmp_path / "decoder"
+    shutil.copytree(tiny_decoder(), folder)
+    fields = tiny(item_model=str(folder), train_item_model=False, epochs=2, batch_size=30)
+    model = Interrupted(Interrupted.Config(**fields))
+    model.steps = 3
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(split.train, options=FitOptions(None, tmp_path / "fit", "cpu", checkpoint_every=1))
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: -tensor for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"belongs to another training .*item model"):
+        recsys_core.create("hllm", **fields).fit(split.train, options=FitOptions(None, tmp_path / "fit", "cpu"))
 
 
 def test_wrong_folders_are_explained(split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,3 +55,22 @@ def tiny(**fields: Any) -> dict[str, Any]:
         "prompt": "the",
     }
     return {**small, **fields}
+
+
+@functools.cache
+def tiny_of(kind: str) -> str:
+    """The folder of a model of another family with that tokenizer: `gpt2`, of 40 learned places, or `bert`, which reads both ways."""
+    from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+
+    folder = Path(tempfile.mkdtemp(prefix=f"tiny-{kind}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    shutil.copy(Path(tiny_decoder()) / "tokenizer.json", folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "gpt2":
+            made = GPT2Model(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=40))
+        else:
+            shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+            made = BertModel(BertConfig(vocab_size=400, max_position_embeddings=40, **shape))
+        made.save_pretrained(folder)
+    return str(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recsys_core.data.dataset import Dataset
+from recsys_core.data.split import Holdout
 from recsys_core.errors import DataError
-from recsys_core.language.decoder import decoder_config, decoder_folder, fingerprint, new_decoder, pretrained_decoder, read_tokenizer
+from recsys_core.language.decoder import (
+    check_decoder,
+    decoder_config,
+    decoder_folder,
+    decoder_width,
+    fingerprint,
+    new_decoder,
+    pretrained_decoder,
+    read_tokenizer,
+)
 from recsys_core.language.reader import TextReader, TextTokens
 from recsys_core.models.hllm.config import HLLMConfig
 from recsys_core.models.hllm.learner import HLLMLearner
@@ -39,6 +50,8 @@ class HLLM(NextItemRecommender):
         return f"{super().training}, item texts" + ("" if self.config.train_item_model else " (item model frozen)")
 
     def _initialize(self, dataset: Dataset) -> None:
+        if not dataset.titles and not dataset.tags:
+            raise DataError(f"dataset {dataset.name!r} has no titles and no tags for {self.name} to read; read it with a file of items")
         config = self.config
         item, user = decoder_folder(config.item_model), decoder_folder(config.user_model)
         self.facts: dict[str, Any] = {
@@ -51,30 +64,37 @@ class HLLM(NextItemRecommender):
         super()._initialize(dataset)
         self.network.embedding.fill(self._words([dataset.text(n) for n in range(len(dataset.items))]))
 
+    def _identity(self, dataset: Dataset, validation: Holdout | None) -> dict[str, str]:
+        # The weights are a checkpoint's own; texts, and a frozen item model, are read anew.
+        words = hashlib.sha256(self.facts["tokenizer"].encode()).hexdigest()
+        return super()._identity(dataset, validation) | {"item model": self.facts["item_hash"], "tokenizer": words}
+
     def _network(self) -> HLLMNetwork:
         return self._assemble(self.config.pretrained)
 
     def _assemble(self, pretrained: bool) -> HLLMNetwork:
         """The network with the decoders' trained weights, or with random ones."""
-        config, shape = self.config, self.facts["user_shape"]
-        user = pretrained_decoder(decoder_folder(config.user_model), shape) if pretrained else new_decoder(shape)
+        config = self.config
+        user = _decoder(config.user_model, self.facts["user_shape"], pretrained, config.max_length)
         words: Tensor = user.get_input_embeddings().weight  # type: ignore[operator]
         count, dim, scale = len(self._catalogue()), words.shape[1], float(words.detach().std())
         embedding: TextEmbedding
         if config.train_item_model:
             embedding = TrainedTexts(count, self._reader(pretrained), dim, scale)
         else:
-            size = self.facts["item_shape"]["hidden_size"]
+            size = decoder_width(self.facts["item_shape"])
             embedding = FrozenTexts(count, size, dim, scale, lambda: self._reader(config.pretrained))
         return HLLMNetwork(embedding, user, config.dropout)
 
     def _reader(self, pretrained: bool) -> TextReader:
         """The item model; a frozen one is the same whenever it is made."""
-        config, shape = self.config, self.facts["item_shape"]
+        config, prompt = self.config, self._words.prompt(self.config.prompt)
 
         def make() -> TextReader:
-            decoder: nn.Module = pretrained_decoder(decoder_folder(config.item_model), shape) if pretrained else new_decoder(shape)
-            return TextReader(decoder, self._words.prompt(config.prompt), config.train_item_model, config.piece, config.recompute)
+            # One that learns has a closing token behind the text.
+            tokens = len(prompt) + config.text_length + config.train_item_model
+            decoder = _decoder(config.item_model, self.facts["item_shape"], pretrained, tokens)
+            return TextReader(decoder, prompt, config.train_item_model, config.piece, config.recompute)
 
         if config.train_item_model:
             return make()
@@ -119,3 +139,10 @@ class HLLM(NextItemRecommender):
         self.network = self._assemble(pretrained=False).eval()
         self.network.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
         self.network.embedding.table = vectors
+
+
+def _decoder(name: str, shape: Mapping[str, Any], pretrained: bool, tokens: int) -> nn.Module:
+    """A decoder that was looked at, with its trained weights or random ones, for sequences of at most so many tokens."""
+    made = pretrained_decoder(decoder_folder(name), shape) if pretrained else new_decoder(shape)
+    check_decoder(made, name, tokens)
+    return made

@@ -116,8 +116,8 @@ class FrozenTexts(TextEmbedding):
     def read(self, rows: Tensor) -> Tensor:
         states = self.states
         if states is None:
-            # Here and not before, so that it happens on the device of training.
-            with torch.no_grad():
+            # Here and not before, so that it happens on the device of training; in float32, as texts that come later are read.
+            with torch.no_grad(), torch.autocast(self.start.device.type, enabled=False):
                 found = self.source().to(self.start.device)(self.get_buffer("tokens"), self.get_buffer("offsets"))
                 self.get_buffer("center").copy_(found.mean(0))
                 self.get_buffer("spread").copy_(found.std(0, unbiased=False).clamp(min=1e-6))
