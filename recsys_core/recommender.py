@@ -126,9 +126,13 @@ class Recommender(ABC):
             raise DataError(f"{self.name} scored shape {tuple(scores.shape)}, expected {(len(histories), len(catalogue))}")
         # A maximum tells whether there is any NaN, and costs far less than a look at each score.
         if scores.numel() and scores.amax().isnan():
-            broken = int(scores.isnan().any(1).sum())
-            raise DataError(f"{self.name} gave NaN for {broken} of {len(scores)} users; lower its learning rate or check its input")
+            self._check_numbers(scores.isnan().any(1).cpu().numpy())
         return scores
+
+    def _check_numbers(self, broken: NDArray[np.bool_]) -> None:
+        """Raises DataError where users [B] have scores that are NaN."""
+        if broken.any():
+            raise DataError(f"{self.name} gave NaN for {broken.sum()} of {len(broken)} users; lower its learning rate or check its input")
 
     def _check(self, histories: Histories) -> Vocabulary:
         """The catalogue; raises DataError for an untrained model and for histories that hold unknown ids."""

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from recsys_core.errors import DataError, damaged
+from recsys_core.files import atomic_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +83,8 @@ class SemanticIds:
     def save(self, file: Path) -> None:
         """Writes one safetensors file, in one piece."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(file.name + ".partial")
-        save_file({"codes": self.codes.contiguous(), "sizes": torch.tensor(self.sizes)}, partial, {"made_of": self.made_of})
-        partial.replace(file)
+        with atomic_file(file) as out:
+            out.write(save({"codes": self.codes.contiguous(), "sizes": torch.tensor(self.sizes)}, {"made_of": self.made_of}))
 
     @classmethod
     def load(cls, file: Path) -> SemanticIds:

@@ -17,6 +17,7 @@ from recsys_core.semantic.ids import SemanticIds
 from recsys_core.semantic.kmeans import residual_kmeans
 from recsys_core.semantic.rqvae import RQVAE, RQVAELearner
 from recsys_core.training import Trainer, TrainingConfig, pick_device
+from recsys_core.training.distributed import World
 
 
 class TokenizerConfig(TrainingConfig):
@@ -52,7 +53,8 @@ def tokenize(vectors: Tensor, config: TokenizerConfig, device: str = "auto", pro
             with torch.no_grad():
                 x, codebooks = network.encoder(x), network.codebooks.detach()
     codes, _ = residual_quantize(x, codebooks)
-    return SemanticIds.distinguish(codes.cpu(), config.size, recipe(vectors, config))
+    # Of several processes the first one's: in another, last bits may have chosen other codes.
+    return SemanticIds.distinguish(World.join(device).gather(codes)[0], config.size, recipe(vectors, config))
 
 
 def recipe(vectors: Tensor, config: TokenizerConfig) -> str:

@@ -16,7 +16,6 @@ from recsys_core.data.dataset import Dataset
 from recsys_core.errors import DataError
 from recsys_core.models.registry import load
 from recsys_core.progress import Progress, silent
-from recsys_core.serving.catalogue import Catalogue
 from recsys_core.serving.text import sentence_encoder
 from recsys_core.vectors import VectorRecommender
 
@@ -42,7 +41,7 @@ def _of_texts(dataset: Dataset, progress: Progress) -> Tensor:
             f"dataset {dataset.name!r} has no titles and no tags to make semantic ids of; read it with a file of items, or set vectors = "
             "'log' (vectors of the interactions) or the folder of a saved model such as sasrec"
         )
-    texts = Catalogue.of(dataset).texts(range(len(dataset.items)))
+    texts = [dataset.text(item) for item in range(len(dataset.items))]
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
     def build(_: Path, out: Path) -> None:

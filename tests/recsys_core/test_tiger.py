@@ -136,6 +136,43 @@ def test_recommend_is_the_full_ranking_whatever_the_beam(films: Dataset) -> None
         assert (loose.items == expected.items).all() == (beams == 200)
 
 
+def test_a_list_that_is_not_proven_is_searched_wider_and_then_ranked_in_full(films: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+    beam, full = TIGER.beam, Recommender.recommend
+
+    def searching(self: TIGER, histories: Histories, k: int, exclude: Jagged | None = None, width: int | None = None) -> object:
+        asked.append((f"beam {width or self.config.beams}", len(histories)))
+        lists, proven = beam(self, histories, k, exclude, width)
+        # A beam of 16 proves all of them; that one is missed is made up.
+        proven[0] = False
+        return lists, proven
+
+    def ranking(self: Recommender, histories: Histories, k: int, exclude: Jagged | None = None) -> object:
+        asked.append(("all", len(histories)))
+        return full(self, histories, k, exclude)
+
+    monkeypatch.setattr(TIGER, "beam", searching)
+    monkeypatch.setattr(Recommender, "recommend", ranking)
+    model, histories = untrained(films, sharp=2.0, beams=4), some(films)
+    found, expected = model.recommend(histories, 2), full(model, histories, 2)
+    assert asked == [("beam 4", 12), ("beam 16", 6), ("all", 1)]
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found.items, expected.items)
+    # A beam that would be as wide as the catalogue would be a full ranking, only slower.
+    asked.clear()
+    untrained(films, sharp=2.0, beams=20).recommend(histories, 2)
+    assert asked == [("beam 20", 12), ("all", 1)]
+
+
+@pytest.mark.parametrize("beams", [0, 4, 80])
+def test_scores_that_are_no_numbers_are_refused(films: Dataset, beams: int) -> None:
+    model = untrained(films, beams=beams, proof=False)
+    with torch.no_grad():
+        model.network.decoded.weight.fill_(torch.nan)
+    with pytest.raises(DataError, match="tiger gave NaN for 12 of 12 users; lower its learning rate"):
+        model.recommend(some(films), 4)
+
+
 def test_a_catalogue_that_runs_out_and_lists_longer_than_it(films: Dataset, model: TIGER) -> None:
     everything_but_two = Jagged.from_rows([[i for i in range(80) if i not in (7, 30)]] * 12)
     found = model.recommend(some(films), 5, everything_but_two)

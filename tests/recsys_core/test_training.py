@@ -122,7 +122,9 @@ def test_two_processes_compute_what_one_does(two_processes: Path) -> None:
         assert max(np.abs(one[key] - shared[key]).max() for key in one) < 1e-5, name
 
 
-@pytest.mark.parametrize("name", ["plain", "single-rows", "straight", "resumed"])
+@pytest.mark.parametrize(
+    "name", ["plain", "single-rows", "straight", "resumed", *(f"{t}-{n}" for t in ("kmeans", "rqvae") for n in ("ids", "ids-again"))]
+)
 def test_all_processes_end_with_the_same_weights(two_processes: Path, name: str) -> None:
     first, second = (weights(two_processes / rank / name) for rank in "01")
     assert all(np.array_equal(first[key], second[key]) for key in first)

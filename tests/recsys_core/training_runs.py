@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from recsys_core.data import Dataset, Vocabulary, leave_one_out
 from recsys_core.models.sasrec import SASRec, SASRecConfig
+from recsys_core.models.tiger import TIGER
+from recsys_core.models.tiger import model as tiger
+from recsys_core.progress import Progress
 from recsys_core.recommender import FitOptions
+from recsys_core.semantic import SemanticIds
 from recsys_core.sequence.recommender import SequenceLearner
 
 SMALL: dict[str, Any] = {"dim": 8, "blocks": 1, "heads": 1, "max_length": 6, "epochs": 3, "batch_size": 20, "clip_norm": 1.0}
@@ -68,6 +73,29 @@ def together(root: Path, device: str) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         fit(early, root / "resumed", 9, device, checkpoint_every=2)
     fit(early, root / "resumed", device=device).save(own / "resumed")
+    for tokenizer in ("kmeans", "rqvae"):
+        for part in ("ids", "ids-again"):
+            generate(tokenizer, root / f"{tokenizer}-ids", device).save(own / f"{tokenizer}-{part}")
+
+
+class Noisy(TIGER):
+    """TIGER whose item vectors are another's in each process, as if last bits decided."""
+
+    def _semantic_ids(self, dataset: Dataset, progress: Progress, options: FitOptions) -> SemanticIds:
+        made, noise = tiger.item_vectors, 0.3 * int(os.environ["RANK"])
+        try:
+            tiger.item_vectors = lambda *given: made(*given) + noise * torch.randn(len(dataset.items), 1)
+            return super()._semantic_ids(dataset, progress, options)
+        finally:
+            tiger.item_vectors = made
+
+
+def generate(tokenizer: str, folder: Path, device: str) -> TIGER:
+    """A small TIGER, whose ids are kept in the folder."""
+    sizes = {"levels": 2, "codes": 4, "dim": 8, "layers": 1, "heads": 1, "head_dim": 8, "inner": 8, "max_length": 4}
+    model = Noisy(Noisy.Config(vectors="log", tokenizer=tokenizer, tokenizer_epochs=2, epochs=1, batch_size=50, **sizes))
+    model.fit(leave_one_out(circle()).train, options=FitOptions(None, folder, device))
+    return model
 
 
 if __name__ == "__main__":

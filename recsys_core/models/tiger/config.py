@@ -46,7 +46,8 @@ class TIGERConfig(TrainingConfig):
     beams: int = Field(64, ge=0)
     """Prefixes that are kept at each level while a list is searched, at least the list's length; 0 ranks the whole catalogue instead."""
     proof: bool = True
-    """Whether a list that the search cannot prove to be the best is ranked in full; without, it is the paper's search."""
+    """Whether a list that the search cannot prove to be the best is searched with a beam four times as wide, and if that proves nothing
+    either, ranked in full; without, it is the paper's search."""
     batch_size: int = Field(256, ge=1)
     """Items to predict a step, over all processes."""
 

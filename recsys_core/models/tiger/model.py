@@ -13,6 +13,7 @@ from torch import Tensor
 from recsys_core.data.dataset import Dataset
 from recsys_core.data.jagged import Jagged, check_rows
 from recsys_core.data.split import Holdout
+from recsys_core.errors import DataError
 from recsys_core.models.tiger.config import TIGERConfig
 from recsys_core.models.tiger.network import TIGERNetwork
 from recsys_core.models.tiger.search import all_scores, beam_search
@@ -23,16 +24,19 @@ from recsys_core.semantic.tokenizer import recipe
 from recsys_core.sequence.batch import SequenceBatch, SequenceLog, history_batch
 from recsys_core.sequence.windows import WindowLearner
 from recsys_core.training import pick_device
+from recsys_core.training.distributed import World
 from recsys_core.training.network import NetworkRecommender
 
 IDS_FILE = "semantic-ids.safetensors"
+_WIDER = 4
+"""How much wider the beam is for lists that the first could not prove."""
 
 
 class TIGER(NetworkRecommender):
     """score = log-probability of an item's id behind a history, the sum over its codes; order is used, timestamps are not.
 
     Scores are of items, never of prefixes. `scores` gives every item's, and `recommend` finds the best by a beam search over existing ids;
-    what it cannot prove to be the best it ranks by `scores` (see `TIGERConfig.proof`).
+    what neither that nor a wider one can prove to be the best it ranks by `scores` (see `TIGERConfig.proof`).
     """
 
     name = "tiger"
@@ -54,10 +58,15 @@ class TIGER(NetworkRecommender):
         if not self.config.beams:
             return super().recommend(histories, k, exclude)
         best, proven = self.beam(histories, k, exclude)
-        open_ = np.flatnonzero(~proven)
-        if self.config.proof and len(open_):
-            banned = histories.items if exclude is None else exclude
-            ranked = super().recommend(histories.take(open_), k, banned.take(open_))
+        if not self.config.proof:
+            return best
+        banned, wide = histories.items if exclude is None else exclude, _WIDER * max(self.config.beams, k)
+        # A wider beam proves most of what is left, and costs a fraction of a full ranking.
+        for width in (wide, None) if wide < len(self._catalogue()) else (None,):
+            if not len(open_ := np.flatnonzero(~proven)):
+                break
+            given = histories.take(open_), k, banned.take(open_)
+            ranked, proven[open_] = self.beam(*given, width) if width else (super().recommend(*given), True)
             best.items[open_], best.scores[open_] = ranked.items, ranked.scores
         return best
 
@@ -75,6 +84,7 @@ class TIGER(NetworkRecommender):
         hidden = torch.from_numpy(distinct.row_ids).to(device), torch.from_numpy(distinct.values).to(device)
         found = beam_search(self.network, self._question(histories), short, max(width or self.config.beams, short), hidden)
         items, scores, proven = (part.cpu().numpy() for part in found)
+        self._check_numbers(np.isnan(scores).any(1))
         pad = ((0, 0), (0, k - short))
         scores = np.pad(scores.astype(np.float32), pad, constant_values=-np.inf)
         return Recommendations(np.pad(items, pad, constant_values=-1), scores), proven
@@ -95,14 +105,20 @@ class TIGER(NetworkRecommender):
 
     def _semantic_ids(self, dataset: Dataset, progress: Progress, options: FitOptions) -> SemanticIds:
         """The ids of a training: those in its folder, where they are of the same vectors and settings, or new ones."""
-        vectors, config = item_vectors(dataset, self.config.vectors, progress), self.config.tokenizer_config()
+        vectors, config, world = (
+            item_vectors(dataset, self.config.vectors, progress),
+            self.config.tokenizer_config(),
+            World.join(options.device),
+        )
         file = None if options.folder is None else Path(options.folder) / IDS_FILE
-        if file is not None and file.exists():
-            found = SemanticIds.load(file)
-            if found.made_of == recipe(vectors, config):
-                return found
+        found = SemanticIds.load(file) if file is not None and file.exists() else None
+        # Of several processes the first says whether the folder's are used, and writes them: the others' vectors may differ in last bits.
+        if world.from_main(float(found is not None and found.made_of == recipe(vectors, config))):
+            if found is None:
+                raise DataError(f"process {world.rank} finds no {file}, process 0 does; give them one folder that all of them see")
+            return found
         ids = tokenize(vectors, config, options.device, lambda _, text: progress(0.0, f"semantic ids: {text}"))
-        if file is not None:
+        if file is not None and world.rank == 0:
             ids.save(file)
         return ids
 

@@ -112,4 +112,6 @@ def _rows(network: TIGERNetwork, nodes: int) -> int:
     """Histories to work on at once where each has so many nodes of a depth."""
     config = network.config
     held = 2 * network.n_codes * config.heads * config.head_dim * (config.layers + 2) + 4 * max(network.trie.sizes) + config.inner
-    return max(1, _BYTES[network.table.device.type] // (network.table.element_size() * nodes * held))
+    # And for each user 64-bit counts of what is left behind every prefix, twice.
+    each = network.table.element_size() * nodes * held + 16 * len(network.trie.leaf)
+    return max(1, _BYTES[network.table.device.type] // each)
