@@ -57,9 +57,8 @@ def log(rows: list[list[int]], n_items: int) -> Dataset:
     """A dataset of one row of items a user, in that order."""
     user = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
     item = np.concatenate([np.asarray(r, np.int64) for r in rows])
-    return Dataset(
-        "made", Vocabulary(f"u{u}" for u in range(len(rows))), Vocabulary(f"i{i}" for i in range(n_items)), user, item, np.arange(len(item))
-    )
+    users, items = (Vocabulary(f"{kind}{n}" for n in range(count)) for kind, count in (("u", len(rows)), ("i", n_items)))
+    return Dataset("made", users, items, user, item, np.arange(len(item)), titles=tuple(f"Film {n}" for n in range(n_items)))
 
 
 def blocks(users: int = 120, size: int = 10, groups: int = 4, seed: int = 0) -> Dataset:
