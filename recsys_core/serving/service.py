@@ -169,10 +169,12 @@ class Service:
         model = self._vectors()
         catalogue = self.catalogue.extended(items)
         for item in items:
-            if text_map is None and not model.reads_text and not set(item.features) & set(model.item_features):
+            read = (text_map is not None or model.reads_text) and (item.title or item.tags)
+            if not read and not set(item.features) & set(model.item_features):
                 reads = ", ".join(model.item_features) or "none"
                 raise DataError(
-                    f"nothing known of new item {item.id!r} reaches {model.name}, which reads features: {reads}; pass a text_map"
+                    f"nothing known of new item {item.id!r} reaches {model.name}, which reads features: {reads}; give it a title or tags, "
+                    "and, where the model reads no text, pass a text_map"
                 )
         texts = catalogue.texts(range(len(self.catalogue), len(catalogue)))
         if text_map is not None:
