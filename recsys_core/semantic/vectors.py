@@ -35,6 +35,14 @@ def item_vectors(dataset: Dataset, source: str = "text", progress: Progress | No
     return _of_log(dataset) if source == "log" else _of_model(dataset, Path(source))
 
 
+def origin(dataset: Dataset, source: str) -> str:
+    """What `item_vectors` are of, in a few words; of a model that was trained on another log, which may hold what is kept from this one."""
+    if source in ("text", "log"):
+        return {"text": "texts", "log": "the log"}[source]
+    model = load(source)
+    return f"{model.name}'s vectors" + ("" if model.trained_on.get("log") == dataset.content_hash else ", trained on another log")
+
+
 def _of_texts(dataset: Dataset, progress: Progress) -> Tensor:
     if not dataset.titles and not dataset.tags:
         raise DataError(

@@ -288,6 +288,17 @@ def test_it_learns_what_comes_next(tmp_path: Path) -> None:
     assert again.training == model.training
 
 
+def test_vectors_of_a_model_that_may_have_seen_more_are_told(split: Split, films: Dataset, tmp_path: Path) -> None:
+    for name, log, told in (
+        ("same", split.train, "sasrec's vectors (kmeans"),
+        ("more", films, "sasrec's vectors, trained on another log ("),
+    ):
+        recsys_core.create("sasrec", dim=8, heads=2, epochs=1, max_length=8).fit(log).save(tmp_path / name)
+        config = {**SMALL, "epochs": 1, "vectors": str(tmp_path / name)}
+        recsys_core.create("tiger", **config).fit(split.train).save(tmp_path / "tiger")
+        assert told in recsys_core.load(tmp_path / "tiger").training
+
+
 class StoppedError(Exception):
     pass
 

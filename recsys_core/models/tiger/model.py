@@ -21,6 +21,7 @@ from recsys_core.progress import Progress
 from recsys_core.recommender import FitOptions, Histories, Recommendations, check_k
 from recsys_core.semantic import SemanticIds, item_vectors, tokenize
 from recsys_core.semantic.tokenizer import recipe
+from recsys_core.semantic.vectors import origin
 from recsys_core.sequence.batch import SequenceBatch, SequenceLog, history_batch
 from recsys_core.sequence.windows import WindowLearner
 from recsys_core.training import pick_device
@@ -44,12 +45,12 @@ class TIGER(NetworkRecommender):
     config: TIGERConfig
     network: TIGERNetwork
     ids: SemanticIds
+    origin = ""
 
     @property
     def training(self) -> str:
         config = self.config
-        known = {"text": "texts", "log": "the log"}.get(config.vectors, "a model's vectors")
-        ids = f"semantic ids of {known} ({config.tokenizer}, {config.levels} x {config.codes}"
+        ids = f"semantic ids of {self.origin or config.vectors} ({config.tokenizer}, {config.levels} x {config.codes}"
         collide = f", {self.ids.collision_rate:.1%} collide" if self.items is not None else ""
         return f"softmax over codes ({config.softmax}), {ids}{collide}), order, no timestamps"
 
@@ -99,7 +100,7 @@ class TIGER(NetworkRecommender):
         device = pick_device(options.device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.config.seed)
-            self.ids = self._semantic_ids(dataset, progress, options)
+            self.ids, self.origin = self._semantic_ids(dataset, progress, options), origin(dataset, self.config.vectors)
         progress(0.0, str(self.ids))
         super()._fit(dataset, progress, options)
 
@@ -132,10 +133,10 @@ class TIGER(NetworkRecommender):
         return TIGERLearner(self.network, self.config, SequenceLog.of(dataset), len(dataset.items))
 
     def _meta(self) -> dict[str, Any]:
-        return {"sizes": self.ids.sizes, "made_of": self.ids.made_of, "collision_rate": self.ids.collision_rate}
+        return {"sizes": self.ids.sizes, "made_of": self.ids.made_of, "collision_rate": self.ids.collision_rate, "origin": self.origin}
 
     def _load_meta(self, meta: dict[str, Any]) -> None:
-        self._sizes, self._made_of = tuple(meta["sizes"]), meta["made_of"]
+        self._sizes, self._made_of, self.origin = tuple(meta["sizes"]), meta["made_of"], meta["origin"]
 
     def _state(self) -> dict[str, NDArray]:
         return super()._state() | {"semantic_ids": self.ids.codes.numpy()}
