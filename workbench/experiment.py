@@ -18,7 +18,7 @@ from workbench.config import Experiment, ModelSettings
 from workbench.data import load_split
 from workbench.loop import Trained, compare_arms, store_results, train_and_evaluate
 from workbench.prompts.channel import ranking_through
-from workbench.recommenders import folder_of, refuse_leaks, resolved_model
+from workbench.recommenders import folder_of, refuse_leaks, refuse_twins, resolved_model
 from workbench.running import ended
 from workbench.simulate import Outcome, simulate
 from workbench.store import Store
@@ -54,8 +54,11 @@ def run_experiment(store: Store, experiment: Experiment, step: Step) -> Report:
     """Runs every part in order; each is a stored run of its own, so what is done stays done if a later part fails."""
     with step(f"loading {experiment.data.name}"):
         dataset, split = load_split(experiment.data)
+    # What is wrong is refused now, not when its turn comes.
+    refuse_twins(experiment.baselines, "baselines")
+    _check_loop(experiment.loop.models)
     for model in (*experiment.baselines, *(s.recommender for s in experiment.simulations), *experiment.loop.models):
-        found = resolved_model(store, model, split.train)  # a wrong name or field is refused now, not when its turn comes
+        found = resolved_model(store, model, split.train)
         refuse_leaks([found], "an experiment that judges by the test part")
     with step(f"training {len(experiment.baselines)} recommenders") as progress:
         metrics, calls = experiment.loop.metrics, list[CallRecord]()
@@ -63,9 +66,9 @@ def run_experiment(store: Store, experiment: Experiment, step: Step) -> Report:
         with ranking_through(store, calls.append):
             baselines = train_and_evaluate({"none": split.train}, split.test, experiment.baselines, 1, metrics, progress)
         run = store.start_run("evaluate", experiment.name, config, experiment.seed, dataset, split)
-        store.sink(run).calls(calls)
-        store_results(store, run, baselines, [])
-        store.record_status(run, "finished")
+        with ended(store, run):
+            store.sink(run).calls(calls)
+            store_results(store, run, baselines, [])
     outcomes = []
     for settings in experiment.simulations:
         with step(f"simulating {settings.agents} {settings.policy} agents on {settings.recommender.name}") as progress:
@@ -77,9 +80,7 @@ def run_experiment(store: Store, experiment: Experiment, step: Step) -> Report:
 
 def close_loop(store: Store, experiment: Experiment, dataset: Dataset, split: Split, runs: Sequence[str], progress: Progress) -> Loop:
     """Pools the interactions of simulation runs, trains every loop model on every arm and compares each arm with `none`, by user."""
-    for model in experiment.loop.models:
-        if folder_of(model) is not None:
-            raise DataError(f"{model.name} is trained already, and every arm trains its models anew; name a recommender, such as ease")
+    _check_loop(experiment.loop.models)
     recommenders = (ModelSettings(**store.run(run).config["simulation"]["recommender"]) for run in runs)
     refuse_leaks(list(recommenders), "retraining on what its users did")
     pages: list[PageRecord] = [page for run in runs for page in store.pages(run)]
@@ -96,6 +97,14 @@ def close_loop(store: Store, experiment: Experiment, dataset: Dataset, split: Sp
         store_results(store, run, trained, comparisons)
     added = len(arms["synthesized"]) - len(split.train)
     return Loop(run, trained, comparisons, added, len({p.user for p in pages}))
+
+
+def _check_loop(models: Sequence[ModelSettings]) -> None:
+    """Raises DataError for models that no arm can train, or of which results could not be told apart."""
+    refuse_twins(models, "models to retrain")
+    for model in models:
+        if folder_of(model) is not None:
+            raise DataError(f"{model.name} is trained already, and every arm trains its models anew; name a recommender, such as ease")
 
 
 def _resolved(store: Store, models: Sequence[ModelSettings], train: Dataset) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from recsys_core.evaluation import metric_names
 from recsys_core.progress import Progress
 from workbench.config import ModelSettings
 from workbench.prompts.recommender import LLMRanker
-from workbench.recommenders import class_of, folder_of, ready
+from workbench.recommenders import class_of, folder_of, ready, refuse_twins
 from workbench.store import Comparison as StoredComparison
 from workbench.store import Evaluation as StoredEvaluation
 from workbench.store import Store, hash_users
@@ -43,8 +43,10 @@ def train_and_evaluate(
 ) -> list[Trained]:
     """Trains every model on every arm with seeds 0 .. seeds-1 (one where the model draws nothing) and evaluates each on `holdout`.
 
-    The histories at evaluation are the real ones in every arm: only what the model was trained on differs.
+    The histories at evaluation are the real ones in every arm: only what the model was trained on differs. Raises DataError for a model
+    that is named twice.
     """
+    refuse_twins(models, "models")
     metrics = metric_names(metrics)
     jobs = [Job(model, arm, seed) for model in models for arm in arms for seed in range(seeds if is_random(model) else 1)]
     results: dict[tuple[str, str], Trained] = {}

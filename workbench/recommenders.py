@@ -103,6 +103,13 @@ def refuse_leaks(models: Sequence[ModelSettings], purpose: str) -> None:
             )
 
 
+def refuse_twins(models: Sequence[ModelSettings], of: str) -> None:
+    """Raises DataError for a name that stands twice where results go by name: two settings of one model would be averaged as its seeds."""
+    names = [model.name for model in models]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{twice!r} is named twice among the {of}; leave one out, or compare its settings in a [grid], each with a label")
+
+
 def _facts(folder: Path) -> dict[str, Any]:
     """What `model.json` says."""
     try:

@@ -122,6 +122,7 @@ def test_a_training_with_checkpoints_is_taken_up_and_another_refused(cli: Cli, l
         (("evaluate", "ease", "--metrics", "NDGC@10"), 2, "NDGC@10"),
         (("evaluate", "ease", "--metrics", ""), 2, "no metric is named"),
         (("evaluate", "popularity", "esae"), 2, "ease"),
+        (("evaluate", "ease", "popularity", "ease"), 2, "'ease' is named twice among the models; leave one out"),
         (("evaluate", "models/typo"), 2, "no trained model in a folder 'models/typo', and unknown recommender"),
         (("train", "ease", "--set", "l3=1", "--out", "x"), 2, "l3"),
         (("train", "ease", "--set", "l2", "--out", "x"), 2, "name=value"),
@@ -181,6 +182,27 @@ def test_a_wrong_recommender_of_the_loop_is_refused_before_anything_is_simulated
     code, _, err = cli("demo", "--config", str(path))
     assert code == 2
     assert "did you mean 'ease'" in one_line_error(err)
+    assert json.loads(cli("runs", "--json")[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("baselines", "models", "says"),
+    [
+        ("{name = 'ease', config = {l2 = 1}}, {name = 'ease', config = {l2 = 9}}", "{name = 'ease'}", "'ease' is named twice"),
+        ("{name = 'ease'}", "{name = 'bpr'}, {name = 'bpr', config = {dim = 8}}", "'bpr' is named twice among the models to retrain"),
+        ("{name = 'ease'}", "{name = 'FOLDER'}", "is trained already, and every arm trains its models anew"),
+    ],
+)
+def test_what_an_experiment_could_not_end_with_is_refused_before_it_begins(
+    cli: Cli, log_file: Path, tmp_path: Path, baselines: str, models: str, says: str
+) -> None:
+    assert cli("train", "ease", "--data", str(log_file), "--out", str(tmp_path / "ease"))[0] == 0
+    path = tmp_path / "experiment.toml"
+    models = models.replace("FOLDER", str(tmp_path / "ease"))
+    path.write_text(f"baselines = [{baselines}]\n[data]\nname = '{log_file}'\n[loop]\nmodels = [{models}]\n")
+    code, _, err = cli("demo", "--config", str(path))
+    assert code == 2
+    assert says in err
     assert json.loads(cli("runs", "--json")[1]) == []
 
 

@@ -22,8 +22,9 @@ from workbench.data import load_split
 from workbench.grid import failed, grid_rows, run_grid
 from workbench.loop import Trained, store_results, train_and_evaluate
 from workbench.prompts.channel import ranking_through
-from workbench.recommenders import folder_of, resolved_model
+from workbench.recommenders import folder_of, refuse_twins, resolved_model
 from workbench.report import score_rows
+from workbench.running import ended
 from workbench.store import code_version
 from workbench.tables import Format, score_table
 
@@ -101,8 +102,10 @@ def evaluate(
     if checkpoints is not None:
         raise DataError("--checkpoints goes with a TOML file; a single model is trained by: workbench train")
     names = metric_names(ui.names(metrics) if metrics is not None else DEFAULT_METRICS)
-    for model in models:
-        folder_of(ModelSettings(name=model))  # a wrong name is refused before the models before it are trained
+    asked = [ModelSettings(name=model) for model in models]
+    refuse_twins(asked, "models")
+    for model in asked:
+        folder_of(model)  # a wrong name is refused before the models before it are trained
     return _evaluate_models(models, data or "ml-100k", part or "valid", names, seeds or 1, form, out, store, json)
 
 
@@ -122,9 +125,9 @@ def _evaluate_models(
                     trained += train_and_evaluate({"none": split.train}, holdout, [ModelSettings(name=model)], seeds, metrics, progress)
         config = {"models": [m.model_dump() for m in resolved], "part": part, "seeds": seeds, "metrics": list(metrics)}
         run = handle.start_run("evaluate", data, config, 0, dataset, split)
-        handle.sink(run).calls(calls)
-        store_results(handle, run, trained, [], part)
-        handle.record_status(run, "finished")
+        with ended(handle, run):
+            handle.sink(run).calls(calls)
+            store_results(handle, run, trained, [], part)
     rows = score_rows(trained, metrics)
     leaks = [model.name for model in resolved if model.trained and not model.trained.clean]
     facts = {"run": run, "part": part, "dataset_hash": dataset.content_hash, "split_hash": split.content_hash, "rows": rows}
