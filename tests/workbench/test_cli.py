@@ -87,6 +87,29 @@ def test_a_table_keeps_figures_whole_where_they_fit(monkeypatch: pytest.MonkeyPa
         assert out.count("0.2004]") == 3, "nothing is cut"
 
 
+def test_brackets_are_text(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    ui.table("For [bold]", ["[id]"], [["[REC], a film"]], "note [1]")
+    printed = capsys.readouterr().out
+    assert [text for text in ("For [bold]", "[id]", "[REC]", "note [1]") if text not in printed] == []
+    assert "TOML file with a grid trains models" in " ".join(cli("evaluate", "--help")[1].split())
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("simulate", "--agents", "20"), "--agents"),  # the default, but given
+        (("simulate", "--set", "l2=1"), "--set"),
+        (("simulate", "--recommender", "ease"), "--recommender"),
+        (("optimize", "rerank:ml-100k"), "task"),
+        (("optimize", "--sealed"), "--sealed"),
+    ],
+)
+def test_what_a_resumed_run_would_not_heed_is_refused(cli: Cli, command: tuple[str, ...], name: str) -> None:
+    code, _, err = cli(*command, "--resume", "latest", "--max-tokens", "9")
+    assert code == 2
+    assert f"{name} does not go with --resume: a run goes on as it began" in one_line_error(err)
+
+
 def test_a_training_with_checkpoints_is_taken_up_and_another_refused(cli: Cli, log_file: Path, tmp_path: Path) -> None:
     def train(out: str, **settings: int) -> tuple[int, str, str]:
         chosen = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]

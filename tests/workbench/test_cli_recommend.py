@@ -22,6 +22,7 @@ def test_recommend_for_users_histories_and_nobody(cli: Cli, log_file: Path, tmp_
     assert [i["id"] for i in popular["items"]][:2] == [seen, first[2]["id"]]
     code, out, _ = cli("recommend", folder, *data, "--history", seen, "--only", f"{seen},{banned}", "--k", "4")
     assert "3 fewer than asked" in out
+    assert "For an empty history" in cli("recommend", folder, *data, "--history", "", "--k", "4")[1]
 
     for wrong, named in ((("--user", "nobody"), "nobody"), (("--history", "nothing"), "nothing"), ((), "--history")):
         code, _, err = cli("recommend", folder, *data, *wrong)

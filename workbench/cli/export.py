@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from workbench.cli import ui
 from workbench.export import export_run
@@ -27,4 +28,4 @@ def export(
         written = export_run(handle, handle.resolve(run, "simulate"), out, kind, personas)  # type: ignore[arg-type]
     if json:
         return ui.print_json({"run": written.run, "rows": written.rows, "files": [str(f) for f in written.files]})
-    return ui.console.print(f"{written.rows} interactions of {written.run}: {', '.join(map(str, written.files))}", soft_wrap=True)
+    return ui.console.print(f"{written.rows} interactions of {written.run}: {escape(', '.join(map(str, written.files)))}", soft_wrap=True)

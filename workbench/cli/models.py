@@ -68,11 +68,11 @@ def train(
     facts = {"model": model, "folder": str(out), "seconds": round(time.perf_counter() - start, 2), "split_hash": split.content_hash}
     if json:
         return ui.print_json(facts)
-    return ui.console.print(f"saved {model} to {out}", soft_wrap=True)
+    return ui.console.print(f"saved {model} to {escape(str(out))}", soft_wrap=True)
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Model names to train, folders of trained models, or one TOML file with a [grid].")],
+    models: Annotated[list[str], typer.Argument(help="Model names to train, folders of trained models, or one TOML file with a grid.")],
     data: Annotated[str | None, typer.Option("--data", help="A registered dataset or a file.", show_default="ml-100k")] = None,
     part: Annotated[str | None, typer.Option("--part", help="`valid` for choosing, `test` for reporting.", show_default="valid")] = None,
     metrics: Annotated[str | None, typer.Option("--metrics", help="Comma-separated.", show_default=",".join(DEFAULT_METRICS))] = None,
@@ -85,7 +85,7 @@ def evaluate(
 ) -> None:
     """Rank the full catalogue for held-out users and print each metric with its 95% interval.
 
-    A TOML file with a [grid] trains models x datasets x seeds; what the store already holds is not done again, so the same command goes on
+    A TOML file with a grid trains models x datasets x seeds; what the store already holds is not done again, so the same command goes on
     after an interruption.
 
     Examples: workbench evaluate popularity ease models/hstu --part test

@@ -34,6 +34,7 @@ MetricsOption = Annotated[str, typer.Option("--metrics", help="Reported beside i
 
 
 def optimize(
+    context: typer.Context,
     task: TaskArgument = "",
     llm: LlmOption = "embedded",
     optimizer: Annotated[
@@ -79,6 +80,8 @@ def optimize(
         "concurrency": concurrency, "timeout": timeout, "retries": retries, "max_calls": max_calls, "max_tokens": max_tokens,
         "max_cost": max_cost, "max_seconds": max_seconds,
     }  # fmt: skip
+    if resume:
+        ui.refuse_beside(context, "--resume", "resume", "llm", *bounds, "store", "json")
     with ui.opened(store, create=not resume) as handle:
         if resume:
             known, _ = stored_settings(handle.run(handle.resolve(resume, "optimize")).config)

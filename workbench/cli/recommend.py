@@ -53,7 +53,8 @@ def recommend(
     rows = [ui.names(text) for text in histories]
     with ui.answers_kept(type(service.model), store):
         answers = dict(zip((f"user {u}" for u in users), service.recommend(users, k, rules, caps, repeat), strict=True))
-        answers |= zip((f"history {','.join(r)}" for r in rows), service.recommend_for(rows, k, rules, caps, repeat), strict=True)
+        names = [f"history {','.join(row)}" if row else "an empty history" for row in rows]
+        answers |= zip(names, service.recommend_for(rows, k, rules, caps, repeat), strict=True)
     if popular:
         answers["popular"] = service.popular(k, rules, caps)
     if json:

@@ -19,6 +19,7 @@ from workbench.simulate import simulate as simulate_run
 
 
 def simulate(
+    context: typer.Context,
     policy: Annotated[str, typer.Option("--policy", help="`statistical` or `llm`.")] = "statistical",
     llm: Annotated[str | None, typer.Option("--llm", help="`embedded`, `openai:MODEL`, or `vllm:MODEL@URL`; implies --policy llm.")] = None,
     recommender: Annotated[str, typer.Option("--recommender", help="What the agents use: a name, or a trained model's folder.")] = "ease",
@@ -53,6 +54,8 @@ def simulate(
     bounds: dict[str, Any] = {
         "concurrency": concurrency, "timeout": timeout, "retries": retries, "max_tokens": max_tokens, "max_cost": max_cost
     }  # fmt: skip
+    if resume_run:
+        ui.refuse_beside(context, "--resume", "resume_run", "llm", *bounds, "store", "json")
     with ui.opened(store, create=not resume_run) as handle:
         if resume_run:
             settings = RunSettings(**handle.run(handle.resolve(resume_run, "simulate")).config).simulation

@@ -83,15 +83,15 @@ def answers_kept(model: type[Recommender], store: str) -> Iterator[None]:
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = "", bold: Collection[tuple[int, int]] = ()
 ) -> None:
-    """A table on stdout, columns of figures right-aligned, the (row, column) places in `bold` in bold. Cells are data, not markup."""
-    view = View(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    """A table on stdout, columns of figures right-aligned, the (row, column) places in `bold` in bold. No text of it is markup."""
+    view = View(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     cells = [[row[n] for row in rows] for n in range(len(columns))]
     figures = {n for n, column in enumerate(cells) if all(text[:1] in _FIGURES for text in column if text)}
     ids = {n for n, column in enumerate(cells) if not any(" " in text for text in column)}
     # Figures, and names too, stay on one line where that leaves the rest some room to wrap in; else they wrap, rather than be cut.
     whole = next((some for some in (figures | ids, figures) if _width(some, columns, cells) <= 0.8 * console.width), set())
     for n, column in enumerate(columns):
-        view.add_column(column, justify="right" if n in figures else "left", overflow="fold", no_wrap=n in whole)
+        view.add_column(escape(column), justify="right" if n in figures else "left", overflow="fold", no_wrap=n in whole)
     for r, row in enumerate(rows):
         view.add_row(*(f"[bold]{escape(cell)}[/]" if (r, c) in bold else escape(cell) for c, cell in enumerate(row)))
     console.print(view)
@@ -148,6 +148,15 @@ def interval(value: float, low: float, high: float, signed: bool = False) -> str
     """`0.123 [0.110, 0.136]`."""
     sign = "+" if signed else ""
     return f"{value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+
+
+def refuse_beside(context: typer.Context, option: str, *known: str) -> None:
+    """Raises DataError for anything given on the command line that an option leaves without effect. known: parameters that go with it."""
+    for given in context.command.params:
+        source = context.get_parameter_source(given.name or "")
+        if source is not None and source.name == "COMMANDLINE" and given.name not in known:
+            name = given.opts[0] if given.opts[0].startswith("-") else str(given.name)
+            raise DataError(f"{name} does not go with {option}: a run goes on as it began; leave it out, or start a new run")
 
 
 def taken_up(began: LLMSettings, spec: str | None, bounds: dict[str, Any]) -> LLMSettings:
