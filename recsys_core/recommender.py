@@ -198,7 +198,7 @@ class Recommender(ABC):
             model = cls(cls.Config(**meta["config"]))
             model.items, model.n_users, model.trained_on = Vocabulary(meta["items"]), meta["n_users"], meta["trained_on"]
             model._load_meta(meta)
-            model._load_state(_read_weights(folder, meta["weights"]))
+            model._load_state(load_file(whole_weights(folder, meta["weights"])))
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise damaged(folder, f"{cls.name} model", error) from error
         return model
@@ -254,11 +254,12 @@ def _write_weights(folder: Path, state: dict[str, NDArray]) -> str:
     return digest
 
 
-def _read_weights(folder: Path, digest: str) -> dict[str, NDArray]:
+def whole_weights(folder: Path, digest: str) -> Path:
+    """The file of the weights with a SHA-256; raises OSError where it is not there, ValueError where it holds others."""
     file = folder / _weights_name(digest)
     if (found := sha256(file)) != digest:
         raise ValueError(f"{file.name} has SHA-256 {found[:12]}, {MODEL_FILE} says {digest[:12]}")
-    return load_file(file)
+    return file
 
 
 def check_k(k: int) -> None:

@@ -128,7 +128,8 @@ def plan(store: Store, settings: GridSettings) -> list[Cell]:
                 if model.trained is not None:
                     shown["trained"] = model.trained.model_dump()
                 key = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
-                cells.append(Cell(model, dataset, split, settings.part, seed, key, shown | {"key": key, "device": settings.device}))
+                kept = shown | {"key": key, "label": model.title, "device": settings.device}
+                cells.append(Cell(model, dataset, split, settings.part, seed, key, kept))
     return cells
 
 

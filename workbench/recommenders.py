@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from recsys_core.data import Dataset
 from recsys_core.data.vocabulary import Vocabulary
-from recsys_core.errors import DataError, UnknownNameError
+from recsys_core.errors import DataError, UnknownNameError, damaged
 from recsys_core.files import sha256
 from recsys_core.models import create, known_models, load, model_class
 from recsys_core.progress import Progress, silent
-from recsys_core.recommender import MODEL_FILE, FitOptions, Recommender
+from recsys_core.recommender import MODEL_FILE, FitOptions, Recommender, whole_weights
 from workbench.config import ModelSettings, TrainedModel
 from workbench.prompts.channel import ranking_through
 from workbench.store import Store
@@ -85,6 +85,10 @@ def _resolved_trained(model: M, folder: Path, train: Dataset) -> M:
             raise DataError(f"{facts['name']} in {folder} has no setting {field!r}; it has {', '.join(facts['config']) or 'none'}")
         if json.loads(json.dumps(value)) != facts["config"][field]:
             raise DataError(f"{folder} was trained with {field} = {facts['config'][field]!r}, not {value!r}; leave it out, or train anew")
+    try:
+        whole_weights(folder, facts["weights"])  # before a run begins, or others are trained for its table
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"{facts['name']} model", error) from error
     _check_vocabulary(folder, "item", facts["items"], train.items)
     if facts["trained_on"]["users"] != train.users.content_hash:
         raise DataError(f"{folder} was trained on other users than those of {train.name!r}; use the dataset that it was trained on")
@@ -114,7 +118,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     """What `model.json` says."""
     try:
         facts: dict[str, Any] = json.loads((folder / MODEL_FILE).read_text())
-        _ = facts["name"], facts["config"], facts["items"], facts["trained_on"]["users"], facts["trained_on"]["log"]
+        _ = facts["name"], facts["config"], facts["items"], facts["trained_on"]["users"], facts["trained_on"]["log"], facts["weights"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / MODEL_FILE} cannot be read ({type(error).__name__}: {error}); train the model again") from error
     return facts
@@ -128,5 +132,5 @@ def _check_vocabulary(folder: Path, what: str, known: Sequence[str], dataset: Vo
     missing, extra = [i for i in dataset.ids if i not in there], [i for i in known if i not in dataset]
     lacks = f"does not know {len(missing)} {what}s of the dataset, such as {missing[0]!r}" if missing else ""
     more = f"knows {len(extra)} that the dataset lacks, such as {extra[0]!r}" if extra else ""
-    differs = " and ".join(filter(None, (lacks, more))) or f"knows the same {what}s in another order"
+    differs = ", and ".join(filter(None, (lacks, more))) or f"knows the same {what}s in another order"
     raise DataError(f"{folder} {differs}; use the dataset that it was trained on, or train on this one")

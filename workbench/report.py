@@ -116,7 +116,7 @@ def subject(run: RunSummary) -> str:
         if run.kind == "test":
             return f"{' against '.join(config['names'])}, {config['llm']['spec']}"
         if run.kind == "cell":
-            return f"{config['model']}, seed {config['seed']}"
+            return f"{config.get('label', config['model'])}, seed {config['seed']}"
         models = config["loop"]["models"] if run.kind == "augment" else config.get("baselines") or config["models"]
         return ", ".join(model if isinstance(model, str) else model["name"] for model in models)
     except KeyError:

@@ -15,6 +15,7 @@ from recsys_core import Histories, create, load
 from recsys_core.data import Dataset, leave_one_out, load_dataset
 from recsys_core.errors import DataError, UnknownNameError
 from recsys_core.models.ease import EASE
+from recsys_core.recommender import weights_file
 from tests.processes import Child, command_line
 from tests.workbench.conftest import Cli, one_line_error, write_csv
 from workbench.config import ModelSettings
@@ -82,6 +83,16 @@ def test_what_does_not_fit_is_refused_by_name(cli: Cli, log: Dataset, log_file: 
     create("ease").fit(leave_one_out(load_dataset(str(other))).train).save(tmp_path / "few")
     code, _, err = cli(*where, "--recommender", str(tmp_path / "few"))
     assert "does not know 1 items of the dataset, such as" in one_line_error(err)
+    weights = weights_file(folder)
+    assert weights
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for command in ((*where, "--recommender", str(folder)), ("evaluate", "popularity", str(folder), "--data", str(log_file))):
+        code, _, err = cli(*command)
+        assert code == 2
+        assert "holds no whole ease model (ValueError: weights" in one_line_error(err)
+    weights.unlink()
+    assert "holds no whole ease model (FileNotFoundError" in one_line_error(cli(*where, "--recommender", str(folder))[2])
     with Store.open(tmp_path / "store.sqlite") as store:
         assert len(store.runs()) == 1, "what is refused leaves no run"
 
@@ -185,6 +196,7 @@ def test_it_stands_in_a_grid_and_an_experiment_beside_others(cli: Cli, log_file:
     assert (mine["seconds"], mine["training"], mine["config"]) == (None, ease["training"], {"l2": 7.0})
     assert ease["seconds"] > 0
     assert json.loads(cli("evaluate", str(file), "--json")[1])["reused"] == 2
+    assert "mine, seed 0" in cli("runs")[1], "two trained models of one kind are told apart"
     report = json.loads(cli("demo", "--config", str(file), "--json")[1])
     assert [(row["model"], row["seconds"] is None) for row in report["baselines"]] == [("popularity", False), (str(folder), True)]
     assert report["simulations"][0]["trained"]["model"] == "ease"

@@ -45,7 +45,8 @@ def _show(store: StoreReader, run: str, json: bool) -> None:
     log_hash = store.log_hash(run) if summary.agents else ""
     columns = ("model", "arm", "seed", "part", "metric", "mean", "low", "high")
     metrics = [{name: getattr(e, name) for name in columns} for e in evaluations]
-    facts = {**vars(summary), "events": [vars(e) for e in events], "calls": vars(calls), "log_hash": log_hash, "evaluations": metrics}
+    facts = {"what": subject(summary), **vars(summary), "events": [vars(e) for e in events], "calls": vars(calls)}
+    facts |= {"log_hash": log_hash, "evaluations": metrics}
     facts["comparisons"] = [vars(c) for c in comparisons]
     facts["page_totals"] = page_rows(store, run)
     facts["to go on"] = how_to_go_on(store, summary)
