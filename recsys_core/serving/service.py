@@ -168,14 +168,12 @@ class Service:
         """
         model = self._vectors()
         catalogue = self.catalogue.extended(items)
+        reads_text = text_map is not None or model.reads_text
         for item in items:
-            read = (text_map is not None or model.reads_text) and (item.title or item.tags)
-            if not read and not set(item.features) & set(model.item_features):
-                reads = ", ".join(model.item_features) or "none"
-                raise DataError(
-                    f"nothing known of new item {item.id!r} reaches {model.name}, which reads features: {reads}; give it a title or tags, "
-                    "and, where the model reads no text, pass a text_map"
-                )
+            if not (reads_text and (item.title.strip() or item.tags)) and not set(item.features) & set(model.item_features):
+                reads = f"features: {', '.join(model.item_features) or 'none'}"
+                advice = "give it a title or tags" if reads_text else "pass a text_map"
+                raise DataError(f"nothing known of new item {item.id!r} reaches {model.name}, which reads {reads}; {advice}")
         texts = catalogue.texts(range(len(self.catalogue), len(catalogue)))
         if text_map is not None:
             vectors = torch.from_numpy(text_map(texts))

@@ -256,6 +256,8 @@ def test_new_items_are_ranked_by_their_text(films: Dataset, fitted: HLLM, tmp_pa
     (answer,) = service.recommend_for([["i3", "twin"]], k=82, repeat=True)
     score = {item.id: item.score for item in answer.items}
     assert len(score) == 82
+    with pytest.raises(DataError, match=r"nothing known of new item 'untold' reaches hllm.*; give it a title or tags"):
+        service.add_items([NewItem("untold", " ")])
     assert score["twin"] == pytest.approx(score["i7"], abs=1e-4)
     (same,) = service.recommend_for([["i3", "i7"]], k=82, repeat=True)
     assert [i.score for i in same.items] == pytest.approx([i.score for i in answer.items], abs=1e-4)
