@@ -244,7 +244,7 @@ def test_ctrl_c_says_that_work_is_kept_and_marks_the_run(log_file: Path, tmp_pat
         child.send(signal.SIGINT)
         code, _, err = child.end(30)
         assert (code, opened.run("latest").status) == (130, "stopped"), err
-    assert "interrupted; what was finished is kept" in err
+    assert "interrupted; what is stored stays" in err
     assert "Traceback" not in err
 
 

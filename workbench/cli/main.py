@@ -47,7 +47,7 @@ def run() -> None:
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == 130:  # Typer makes this of Ctrl-C, without a word
-            progress_console.print("[red]interrupted;[/] what was finished is kept, give the same command again")
+            progress_console.print("[red]interrupted;[/] what is stored stays, give the same command again")
         raise
     except BrokenPipeError:
         sys.exit(0)
