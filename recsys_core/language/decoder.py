@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from recsys_core import assets
-from recsys_core.errors import DataError, unknown_name
+from recsys_core.errors import DataError, UnknownNameError, unknown_name
 from recsys_core.extras import optional
 from recsys_core.language.gguf import VERSION, convert
 
@@ -31,7 +31,8 @@ def decoder_folder(name: str) -> Path:
             raise DataError(f"{path} is no model folder: config.json is missing; give a folder in Hugging Face's layout, or {SMOLLM2!r}")
         return path
     if name not in assets.assets():
-        raise unknown_name("language model", name, [SMOLLM2, "or a folder with config.json, *.safetensors and tokenizer.json"])
+        known = unknown_name("language model", name, [SMOLLM2])
+        raise UnknownNameError(f"{known}, or a folder with config.json, *.safetensors and tokenizer.json")
     return assets.derived(name, VERSION, convert)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import dataclasses
 import functools
 import json
 import shutil
@@ -268,6 +269,12 @@ def test_new_items_are_ranked_by_their_text(films: Dataset, fitted: HLLM, tmp_pa
     assert again == answer
 
 
+def test_a_log_without_texts_is_refused(split: Split) -> None:
+    untold = dataclasses.replace(split.train, titles=(), tags=())
+    with pytest.raises(DataError, match="has no titles and no tags, and hllm knows items by their text alone"):
+        recsys_core.create("hllm", **tiny()).fit(untold)
+
+
 def test_items_without_interactions_have_vectors_of_their_own(split: Split) -> None:
     train = split.train.rows(split.train.item != 11)
     model = recsys_core.create("hllm", **tiny(epochs=1)).fit(train)
@@ -414,7 +421,7 @@ def test_wrong_folders_are_explained(split: Split, tmp_path: Path, monkeypatch: 
         (folder / name).unlink()
         with pytest.raises(DataError, match=name):
             recsys_core.create("hllm", **tiny(item_model=str(folder))).fit(split.train)
-    with pytest.raises(UnknownNameError, match=rf"unknown language model 'smollm'; did you mean '{SMOLLM2}'\?.*or a folder"):
+    with pytest.raises(UnknownNameError, match=rf"'smollm'; did you mean '{SMOLLM2}'\? known: {SMOLLM2}, or a folder"):
         recsys_core.create("hllm", **tiny(user_model="smollm")).fit(split.train)
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_decoder(), folder)
