@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import copy
-import dataclasses
 import functools
 import json
 import shutil
@@ -267,12 +266,6 @@ def test_new_items_are_ranked_by_their_text(films: Dataset, fitted: HLLM, tmp_pa
     service.save(tmp_path / "service")
     (again,) = Service.load(tmp_path / "service").recommend_for([["i3", "twin"]], k=82, repeat=True)
     assert again == answer
-
-
-def test_a_log_without_texts_is_refused(split: Split) -> None:
-    untold = dataclasses.replace(split.train, titles=(), tags=())
-    with pytest.raises(DataError, match="has no titles and no tags, and hllm knows items by their text alone"):
-        recsys_core.create("hllm", **tiny()).fit(untold)
 
 
 def test_items_without_interactions_have_vectors_of_their_own(split: Split) -> None:

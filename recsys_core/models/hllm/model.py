@@ -53,10 +53,6 @@ class HLLM(NextItemRecommender):
         if not dataset.titles and not dataset.tags:
             raise DataError(f"dataset {dataset.name!r} has no titles and no tags for {self.name} to read; read it with a file of items")
         config = self.config
-        if not dataset.titles and not dataset.tags:
-            raise DataError(
-                f"dataset {dataset.name!r} has no titles and no tags, and hllm knows items by their text alone; read with a file of items"
-            )
         item, user = decoder_folder(config.item_model), decoder_folder(config.user_model)
         self.facts: dict[str, Any] = {
             "item_shape": decoder_config(item, config.item_layers),
