@@ -21,7 +21,12 @@ from workbench.store import Store
 from workbench.tables import render, score_table
 
 HERE = Path(__file__).parent / "results"
-GRIDS = {"beauty": ("HSTU", "SASRec"), "beauty-text": ("HLLM", "SASRec"), "ml-100k": ("HSTU", "HSTU, target's time")}
+GRIDS = {
+    "beauty": ("HSTU", "SASRec"),
+    "beauty-text": ("HLLM", "SASRec"),
+    "ml-100k": ("HSTU", "HSTU, target's time"),
+    "ml-100k-text": ("HLLM, item model frozen", "TIGER, ids of the log"),
+}
 """The settings' names, and the two models of each that are compared user by user."""
 
 
