@@ -22,6 +22,7 @@ from recsys_core.models.tiger.model import IDS_FILE, TIGERLearner
 from recsys_core.models.tiger.search import all_scores, beam_search
 from recsys_core.recommender import FitOptions, Recommender
 from recsys_core.semantic import SemanticIds
+from tests.conftest import film_log
 
 SMALL = {"vectors": "log", "levels": 2, "codes": 5, "dim": 16, "heads": 2, "head_dim": 8, "inner": 32, "layers": 2, "max_length": 6}
 MODES = ["codebook", "children"]
@@ -42,8 +43,6 @@ def untrained(films: Dataset, ids: SemanticIds | None = None, sharp: float = 6.0
 
 @pytest.fixture(scope="module", params=MODES)
 def model(request: pytest.FixtureRequest) -> TIGER:
-    from conftest import film_log
-
     return untrained(film_log(), softmax=request.param)
 
 
@@ -101,8 +100,6 @@ def test_a_beam_as_wide_as_the_catalogue_is_the_full_ranking(films: Dataset, mod
 @given(st.integers(1, 8), st.integers(0, 12), st.integers(0, 75), st.integers(0, 999))
 @settings(max_examples=30, deadline=None)
 def test_a_narrow_beam_lists_k_items_none_excluded_and_a_proof_holds(k: int, extra: int, gone: int, seed: int) -> None:
-    from conftest import film_log
-
     films = film_log()
     model = untrained(films, _IDS.setdefault("films", untrained(films).ids), softmax=MODES[seed % 2])
     histories, rng = some(films, 5), np.random.default_rng(seed)
