@@ -14,6 +14,7 @@ from torch import nn
 from recsys_core import assets
 from recsys_core.errors import DataError, UnknownNameError, unknown_name
 from recsys_core.extras import optional
+from recsys_core.files import sha256
 from recsys_core.language.gguf import VERSION, convert
 
 SMOLLM2 = "smollm2-135m-instruct"
@@ -46,8 +47,7 @@ def fingerprint(folder: Path) -> str:
         raise DataError(f"{folder} is no model folder: {', '.join(missing)} missing; it needs {needed}")
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(path)))
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_core.errors import RunStoppedError
+from recsys_core.files import atomic_file
 
 JOURNAL_FILE = "training.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -47,11 +48,10 @@ class Journal:
     def __init__(self, folder: Path, reports: Sequence[EpochReport]) -> None:
         self.path = folder / JOURNAL_FILE
         self.events: Any = None
-        partial = self.path.with_name(JOURNAL_FILE + ".partial")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            partial.write_text("".join(map(_line, reports)))
-            partial.replace(self.path)
+            with atomic_file(self.path) as out:
+                out.write("".join(map(_line, reports)).encode())
             if importlib.util.find_spec("tensorboard"):
                 from torch.utils.tensorboard import SummaryWriter
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_runs import loss_and_gradients
 
 import recsys_core
 from recsys_core import Histories
@@ -251,13 +252,7 @@ def test_a_batch_has_the_loss_of_its_items_one_by_one_and_static_padding_changes
     assert static is not None
     for batch in (batches[0], batches[-1]):
         assert static.load(batch)
-        found = []
-        for one in (batch, static):
-            network.zero_grad()
-            loss = network(one)
-            loss.backward()
-            found.append([loss.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
-        for plain, padded in zip(*found, strict=True):
+        for plain, padded in zip(*(loss_and_gradients(network, one) for one in (batch, static)), strict=True):
             torch.testing.assert_close(padded, plain, rtol=1e-4, atol=1e-4)
     parts = [network(network.shard(batches[0], rank, 3)).detach() for rank in range(3)]
     torch.testing.assert_close(sum(parts), network(batches[0]).detach())

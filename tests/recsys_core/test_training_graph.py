@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from training_runs import loss_and_gradients
 
 from recsys_core import create
 from recsys_core.data import Split
@@ -40,14 +41,8 @@ def test_padding_of_a_static_batch_changes_neither_loss_nor_gradient(name: str, 
     # The last batch of an epoch is the smallest; what the one before left behind must not be read.
     for batch in (batches[0], batches[-1]):
         assert static.load(batch)
-        found = []
-        for one in (batch, static):
-            network.zero_grad()
-            loss = network(one)
-            loss.backward()
-            found.append([loss.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
         assert len(static.tokens) > len(batch.tokens)
-        for plain, padded in zip(*found, strict=True):
+        for plain, padded in zip(*(loss_and_gradients(network, one) for one in (batch, static)), strict=True):
             torch.testing.assert_close(padded, plain, rtol=1e-4, atol=1e-4)
 
 

@@ -18,7 +18,9 @@ from recsys_core.models.tiger import model as tiger
 from recsys_core.progress import Progress
 from recsys_core.recommender import FitOptions
 from recsys_core.semantic import SemanticIds
+from recsys_core.sequence.batch import SequenceBatch
 from recsys_core.sequence.recommender import SequenceLearner
+from recsys_core.sequence.windows import WindowLearner
 
 SMALL: dict[str, Any] = {"dim": 8, "blocks": 1, "heads": 1, "max_length": 6, "epochs": 3, "batch_size": 20, "clip_norm": 1.0}
 PLAIN: dict[str, Any] = SMALL | {"dropout": 0.0, "learning_rate": 0.01}
@@ -31,6 +33,14 @@ def circle(users: int = 60, n_items: int = 20, length: int = 9) -> Dataset:
     item = (np.random.default_rng(0).integers(0, n_items, users)[:, None] + np.arange(length)) % n_items
     names = Vocabulary(map(str, range(users))), Vocabulary(map(str, range(n_items)))
     return Dataset("circle", *names, np.repeat(np.arange(users), length), item.ravel().astype(np.int64), np.arange(item.size))
+
+
+def loss_and_gradients(learner: WindowLearner, batch: SequenceBatch) -> list[torch.Tensor]:
+    """The loss of a batch and what it gives each parameter that has a part in it."""
+    learner.zero_grad()
+    loss = learner(batch)
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in learner.parameters() if p.grad is not None)]
 
 
 class Stopping(SASRec):

@@ -106,11 +106,8 @@ class TIGER(NetworkRecommender):
 
     def _semantic_ids(self, dataset: Dataset, progress: Progress, options: FitOptions) -> SemanticIds:
         """The ids of a training: those in its folder, where they are of the same vectors and settings, or new ones."""
-        vectors, config, world = (
-            item_vectors(dataset, self.config.vectors, progress),
-            self.config.tokenizer_config(),
-            World.join(options.device),
-        )
+        vectors, config = item_vectors(dataset, self.config.vectors, progress), self.config.tokenizer_config()
+        world = World.join(options.device)
         file = None if options.folder is None else Path(options.folder) / IDS_FILE
         found = SemanticIds.load(file) if file is not None and file.exists() else None
         # Of several processes the first says whether the folder's are used, and writes them: the others' vectors may differ in last bits.
